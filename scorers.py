@@ -1,0 +1,386 @@
+"""Scores of answers and how sure they are: numpy and pure functions only.
+
+A metric is a pair: statistics per sample (n, S), and a score of their sums (..., S) -> (...).
+Accuracy, every F1, MCC, entity F1 and ROUGE have this form, so one bootstrap serves them all:
+
+    sums[r] = sum_i count[r, i] * statistics[i]     count[r, i]: how often resample r drew sample i
+    interval = 2.5% and 97.5% quantile of score(sums[r]) over r
+
+Scores are fractions (MCC from -1 to 1); whoever prints them turns them into points.
+"""
+
+import re
+import string
+from collections import Counter
+
+import numpy as np
+
+RESAMPLES = 1000
+BLOCK = 50  # resamples drawn at once: bounds the count matrix to BLOCK x n
+
+
+# Bootstrap -----------------------------------------------------------------------------------
+
+
+def resample(statistics, score, resamples=RESAMPLES, seed=0):
+    """Scores of `resamples` samples of n drawn with replacement: (n, S) -> (resamples,).
+
+    The draws depend on n and seed only: two checkpoints on the same rows see the same draws, which
+    makes the difference of their resampled scores a paired bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    n, out = len(statistics), []
+    for start in range(0, resamples, BLOCK):
+        rows = min(BLOCK, resamples - start)
+        drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
+        out.append(score(counts.astype(float) @ statistics))
+    return np.concatenate(out)
+
+
+def interval(scores):
+    """The central 95% of resampled scores (R,) -> (low, high)."""
+    low, high = np.quantile(scores, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def point(statistics, score):
+    """The score itself, as a float: (n, S) -> ()."""
+    return float(score(np.asarray(statistics, dtype=float).sum(0)))
+
+
+# Means ---------------------------------------------------------------------------------------
+
+
+def mean_statistics(values):
+    """(n,) numbers -> (n, 2): the value and a one to count it."""
+    values = np.asarray(values, dtype=float)
+    return np.stack([values, np.ones_like(values)], axis=1)
+
+
+def mean_score(sums):
+    return ratio(sums[..., 0], sums[..., 1])
+
+
+def ratio(a, b):
+    """a / b, 0 where b is 0."""
+    a, b = np.broadcast_arrays(np.asarray(a, dtype=float), np.asarray(b, dtype=float))
+    return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
+
+
+# Classification: everything follows from the confusion matrix --------------------------------
+
+
+def confusion_statistics(gold, predicted, labels):
+    """One-hot confusion matrices (n, L * (L + 1)): row = gold, last column = no label found."""
+    place = {label: i for i, label in enumerate(labels)}
+    width = len(labels) + 1
+    out = np.zeros((len(gold), len(labels) * width))
+    pairs = zip(gold, predicted, strict=True)
+    cells = [place[g] * width + place.get(p, width - 1) for g, p in pairs]
+    out[np.arange(len(gold)), cells] = 1
+    return out
+
+
+def square(sums):
+    """Flat sums (..., L * (L + 1)) -> counts (..., L, L + 1)."""
+    labels = int((np.sqrt(1 + 4 * sums.shape[-1]) - 1) / 2 + 0.5)
+    return sums.reshape(*sums.shape[:-1], labels, labels + 1)
+
+
+def f1_per_label(sums):
+    """F1 (..., L) and gold counts (..., L). A missing answer is a miss, no false alarm."""
+    matrix = square(sums)
+    right = np.diagonal(matrix, axis1=-2, axis2=-1)  # (..., L)
+    gold, predicted = matrix.sum(-1), matrix[..., :-1].sum(-2)  # (..., L)
+    return ratio(2 * right, gold + predicted), gold
+
+
+def accuracy_score(sums):
+    matrix = square(sums)
+    return ratio(np.trace(matrix, axis1=-2, axis2=-1), matrix.sum((-2, -1)))
+
+
+def weighted_f1_score(sums):
+    f1, gold = f1_per_label(sums)
+    return ratio((f1 * gold).sum(-1), gold.sum(-1))
+
+
+def macro_f1_score(sums):
+    """Plain mean over the labels that occur in gold: one that never could be right is left out."""
+    f1, gold = f1_per_label(sums)
+    return ratio((f1 * (gold > 0)).sum(-1), (gold > 0).sum(-1))
+
+
+def balanced_accuracy_score(sums):
+    """Mean recall over the labels that occur in gold."""
+    matrix = square(sums)
+    gold = matrix.sum(-1)
+    recall = ratio(np.diagonal(matrix, axis1=-2, axis2=-1), gold)
+    return ratio(recall.sum(-1), (gold > 0).sum(-1))
+
+
+def mcc_score(sums):
+    """Matthews correlation for L classes (R_K, Gorodkin 2004); "missing" is a class of its own.
+
+    (c s - sum_k t_k p_k) / sqrt((s^2 - sum_k p_k^2)(s^2 - sum_k t_k^2)); 0 when a side is constant.
+    """
+    matrix = square(sums)
+    gold, predicted = matrix.sum(-1), matrix.sum(-2)  # t (..., L), p (..., L + 1)
+    total, right = gold.sum(-1), np.trace(matrix, axis1=-2, axis2=-1)
+    above = right * total - (gold * predicted[..., :-1]).sum(-1)
+    below = (total**2 - (predicted**2).sum(-1)) * (total**2 - (gold**2).sum(-1))
+    return ratio(above, np.sqrt(np.maximum(below, 0)))
+
+
+def majority(values):
+    """The most frequent value, the first seen among equals."""
+    return Counter(values).most_common(1)[0][0]
+
+
+# Labels in a reply ---------------------------------------------------------------------------
+
+# "not good", "isn't very good": the label that follows is denied, not given.
+DENIED = re.compile(
+    r"(?:\b(?:not|never|neither|nor|cannot be|rather than)|n['’]t)\s+"
+    r"(?:be\s+)?(?:(?:a|an|the|very|really|clearly|strictly)\s+)?[\"'*(]*$",
+    re.I,
+)
+ANSWER_IS = r"(?:answer|label|sentiment|stance|class|classification|prediction|conclusion|verdict)"
+
+
+def label_pattern(labels):
+    """Whole words only: "no" is not in "know" or "no-one". Of nested labels the longest wins."""
+    longest_first = sorted(labels, key=len, reverse=True)
+    any_label = "|".join(r"\s+".join(map(re.escape, label.split())) for label in longest_first)
+    return rf"(?<!\w)(?<!\w[-'’])({any_label})(?!\w)(?![-'’]\w)"
+
+
+def strict_label(reply, labels):
+    """The label that the reply consists of, up to case and surrounding punctuation, else None."""
+    bare = " ".join(reply.split()).strip(string.punctuation + string.whitespace + "“”‘’").lower()
+    return next((label for label in labels if label.lower() == bare), None)
+
+
+def extract_label(reply, labels):
+    """The one label that the reply gives, else None: none named, or several without a conclusion.
+
+    Several: what follows the last "the answer is", "sentiment:" and the like, else the first word.
+    """
+    canon = {" ".join(label.lower().split()): label for label in labels}
+    pattern = label_pattern(labels)
+    given = [m for m in re.finditer(pattern, reply, re.I) if not DENIED.search(reply[: m.start()])]
+    names = [canon[" ".join(m[1].lower().split())] for m in given]
+    if len(set(names)) < 2:
+        return names[0] if names else None
+    starts = [m.start() for m in given]
+    marker = rf"\b{ANSWER_IS}(?:\s+(?:is|would be|should be))?\s*[:=]?[\s\"'*\[(]*{pattern}"
+    concluded = [m for m in re.finditer(marker, reply, re.I) if m.start(1) in starts]
+    if concluded:
+        return names[starts.index(concluded[-1].start(1))]
+    return names[0] if not re.search(r"\w", reply[: starts[0]]) else None
+
+
+def strict_letter(reply, letters):
+    """The letter of the last `Selection: [[A]]`, the form that the exam prompt asks for."""
+    found = re.findall(r"Selection:\s*\[\[\s*([A-Z])\s*\]\]", reply)
+    return found[-1] if found and found[-1] in letters else None
+
+
+def extract_letter(reply, letters):
+    """The letter chosen: last [[A]], else last "answer is (A)", else a reply that opens with "A.".
+
+    A bare lower-case "a" is never a choice: nearly every text holds that word.
+    """
+    one = f"[{''.join(letters)}]"
+    either_case = f"[{''.join(letters)}{''.join(letters).lower()}]"
+    patterns = (
+        rf"\[\[\s*({either_case})\s*\]\]",
+        rf"(?:[Aa]nswer|[Ss]election|[Cc]hoice|[Oo]ption)(?:\s+is)?\s*[:=]?[\s*\[(]*({one})(?!\w)(?!['’])",
+    )
+    for pattern in patterns:
+        found = re.findall(pattern, reply)
+        if found:
+            return found[-1].upper()
+    opening = re.match(rf"[\s*\[(]*({one})(?:[\s*\])]*$|[\s*]*[.:)\]])", reply)
+    return opening[1] if opening else None
+
+
+# Numbers and short texts ---------------------------------------------------------------------
+
+SCALES = {"thousand": 1e3, "million": 1e6, "mn": 1e6, "billion": 1e9, "bn": 1e9, "trillion": 1e12}
+NUMBER = re.compile(
+    r"(?P<open>\()?\s*(?P<sign>[-−])?\s*(?:US|EUR|USD|GBP)?\s*[$€£¥]?\s*(?P<sign2>[-−])?"
+    r"(?P<digits>\d[\d,]*(?:\.\d+)?|\.\d+)\s*(?P<percent>%)?\s*(?P<close>\))?"
+    r"\s*(?:(?P<scale>thousand|million|mn|billion|bn|trillion)\b)?",
+    re.I,
+)
+
+
+def parse_number(text):
+    """"$(1,234.5) million" -> (-1234500000.0, False); "12.5%" -> (12.5, True); no number -> None.
+
+    The first number of the text, and whether a percent sign follows it.
+    """
+    found = NUMBER.search(text)
+    if not found:
+        return None
+    value = float(found["digits"].replace(",", ""))
+    value *= SCALES.get((found["scale"] or "").lower(), 1.0)
+    negative = found["sign"] or found["sign2"] or (found["open"] and found["close"])
+    return (-value if negative else value), bool(found["percent"])
+
+
+def number_match(reply, gold, tolerance=1e-2):
+    """Equal numbers within a relative tolerance. "12.5%" equals 0.125 too: units often get lost."""
+    a, b = parse_number(reply), parse_number(gold)
+    if a is None or b is None:
+        return False
+    values = [a[0]]
+    if a[1] != b[1]:
+        values.append(a[0] / 100 if a[1] else a[0] * 100)
+    return any(abs(value - b[0]) <= tolerance * abs(b[0]) for value in values)
+
+
+def plain(text):
+    """Lower case without punctuation, articles and double spaces (SQuAD's normalisation)."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def text_match(reply, answers):
+    """Does the reply equal one of the answers after `plain`?"""
+    return plain(reply) in {plain(answer) for answer in answers}
+
+
+def exact_match(reply, answer):
+    """Equality up to white space: the sample world's answers must keep the asked format."""
+    return reply.split() == answer.split()
+
+
+# Worked exam solutions: `step 1 : ... step 2 : ... answer : 40` ------------------------------
+
+
+def exam_answer(text):
+    """What stands behind the last `answer :`, up to the end of the sentence; None if absent."""
+    *before, last = re.split(r"\banswer\s*:", text, flags=re.I)
+    value = re.split(r"\n|\s\.|\.\s|\.$", last.strip(), maxsplit=1)[0].strip()
+    return value if before and value else None
+
+
+def exam_right(text, answer):
+    """Is the final answer right? Numbers by value, anything else by its words."""
+    given = exam_answer(text)
+    if given is None:
+        return False
+    try:
+        return float(given.replace(",", "")) == float(answer.replace(",", ""))
+    except ValueError:
+        return text_match(given, [answer])
+
+
+def exam_steps(text):
+    """The bodies of the `step k :` parts, white space and closing full stops evened out."""
+    body = re.split(r"\banswer\s*:", text, maxsplit=1, flags=re.I)[0]
+    parts = re.split(r"\bstep\s+\d+\s*:", body, flags=re.I)[1:]
+    return [" ".join(part.split()).rstrip(" .").lower() for part in parts]
+
+
+def exam_process_right(text, solution, answer):
+    """Every step equals the reference's, none is missing or added, and the answer is right."""
+    return exam_right(text, answer) and exam_steps(text) == exam_steps(solution)
+
+
+# Entities ------------------------------------------------------------------------------------
+
+
+def bio_spans(tags):
+    """BIO or IOB tags -> {(start, end, type)}. I- after another type or after O opens a span."""
+    spans, start, kind = set(), 0, None
+    for i, tag in enumerate([*tags, "O"]):
+        prefix, _, name = tag.partition("-")
+        if kind is not None and (prefix != "I" or name != kind):
+            spans.add((start, i, kind))
+            kind = None
+        if prefix in ("B", "I") and kind is None:
+            start, kind = i, name
+    return spans
+
+
+def parse_entities(reply):
+    """Lines `entity, TYPE` -> [(entity, TYPE)]. An entity may hold commas: the last one divides."""
+    pairs = []
+    for line in reply.splitlines():
+        entity, comma, kind = line.strip().lstrip("-*• ").rpartition(",")
+        if comma and entity.strip() and re.fullmatch(r"[A-Za-z]+", kind.strip(" .'\"")):
+            pairs.append((entity.strip(" '\""), kind.strip(" .'\"").upper()))
+    return pairs
+
+
+def find_entity(entity, words):
+    """Word spans [(start, end)] where the entity stands, spaces ignored ("Inc." finds "Inc ."),
+    beginning and ending at word boundaries."""
+    ends = np.cumsum([len(word) for word in words]).tolist()
+    last = {end: i + 1 for i, end in enumerate(ends)}  # characters before the end -> words
+    first = {0: 0, **last}
+    joined, target = "".join(words), "".join(entity.split())
+    found, at = [], joined.find(target) if target else -1
+    while at >= 0:
+        if at in first and at + len(target) in last:
+            found.append((first[at], last[at + len(target)]))
+        at = joined.find(target, at + 1)
+    return found
+
+
+def entity_statistics(replies, words, tags):
+    """Strict span matching: (n, 3) = right, predicted, gold spans per sample.
+
+    Every occurrence of a named entity counts as predicted, longer entities first; a word belongs
+    to one span. An entity that the text does not hold is a wrong prediction, not silence.
+    """
+    out = np.zeros((len(replies), 3))
+    for i, (reply, text, gold) in enumerate(zip(replies, words, tags, strict=True)):
+        predicted, taken, invented = set(), set(), 0
+        for entity, kind in sorted(dict.fromkeys(parse_entities(reply)), key=lambda p: -len(p[0])):
+            places = find_entity(entity, text)
+            invented += not places
+            for start, end in places:
+                if taken.isdisjoint(range(start, end)):
+                    taken.update(range(start, end))
+                    predicted.add((start, end, kind))
+        gold = bio_spans(gold)
+        out[i] = len(predicted & gold), len(predicted) + invented, len(gold)
+    return out
+
+
+def entity_f1_score(sums):
+    """F1 over the spans of the whole corpus."""
+    return ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2])
+
+
+# ROUGE ---------------------------------------------------------------------------------------
+
+
+def rouge(reply, target, kind):
+    """ROUGE F-measure, kind "rouge1", "rouge2" or "rougeL", as rouge-score without stemming."""
+    a, b = (re.findall(r"[a-z0-9]+", text.lower()) for text in (reply, target))
+    if kind == "rougeL":
+        shared, sizes = longest_common(a, b), (len(a), len(b))
+    else:
+        n = int(kind.removeprefix("rouge"))
+        grams = [Counter(zip(*(words[i:] for i in range(n)), strict=False)) for words in (a, b)]
+        shared, sizes = (grams[0] & grams[1]).total(), (grams[0].total(), grams[1].total())
+    return 2 * shared / sum(sizes) if shared else 0.0
+
+
+def longest_common(a, b):
+    """Length of the longest common subsequence. One bit per word of a (Hyyro 2004): bit i of
+    `open_` is 0 once a[i] ends a longer match, so a row of the table costs one big-integer sum."""
+    places = {}
+    for i, word in enumerate(a):
+        places[word] = places.get(word, 0) | 1 << i
+    full = open_ = (1 << len(a)) - 1
+    for word in b:
+        hit = open_ & places.get(word, 0)
+        open_ = ((open_ + hit) | (open_ - hit)) & full
+    return (full & ~open_).bit_count()

@@ -1,0 +1,289 @@
+"""scorers.py against hand-computed numbers and slow, plain definitions."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+import scorers as S
+
+LABELS = ["positive", "negative", "neutral"]
+
+
+def confusion_scores(gold, predicted, labels):
+    statistics = S.confusion_statistics(gold, predicted, labels)
+    names = ("accuracy", "weighted_f1", "macro_f1", "balanced_accuracy", "mcc")
+    return {name: S.point(statistics, getattr(S, f"{name}_score")) for name in names}
+
+
+# Classification
+
+
+def test_classification_scores_of_a_hand_computed_example():
+    gold = ["a", "a", "a", "b", "b", "c"]
+    predicted = ["a", "a", "b", "b", None, "a"]
+    # a: 2 right of 3 gold, 3 predicted -> 2/3. b: 1 of 2, 2 predicted -> 1/2. c: 0.
+    scores = confusion_scores(gold, predicted, ["a", "b", "c"])
+    assert scores["accuracy"] == pytest.approx(3 / 6)
+    assert scores["weighted_f1"] == pytest.approx((3 * 2 / 3 + 2 * 1 / 2) / 6)
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 1 / 2) / 3)
+    assert scores["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    # c s - sum t p = 3 * 6 - (3*3 + 2*2 + 1*0) = 5; p = 3, 2, 0 and 1 missing; t = 3, 2, 1
+    assert scores["mcc"] == pytest.approx(5 / math.sqrt((36 - 14) * (36 - 14)))
+
+
+def test_binary_mcc_equals_the_four_cell_formula():
+    rng = random.Random(1)
+    for _ in range(50):
+        gold = [rng.random() < 0.3 for _ in range(40)]
+        predicted = [rng.random() < 0.5 for _ in range(40)]
+        tp, tn, fp, fn = (
+            sum(g == a and p == b for g, p in zip(gold, predicted, strict=True))
+            for a, b in ((True, True), (False, False), (False, True), (True, False))
+        )
+        below = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+        want = (tp * tn - fp * fn) / below if below else 0.0
+        assert confusion_scores(gold, predicted, [True, False])["mcc"] == pytest.approx(want)
+
+
+def test_f1_equals_precision_and_recall_written_out():
+    rng = random.Random(2)
+    gold = [rng.choice(LABELS) for _ in range(200)]
+    predicted = [rng.choice([*LABELS, None]) for _ in range(200)]
+    f1 = {}
+    for label in LABELS:
+        right = sum(g == p == label for g, p in zip(gold, predicted, strict=True))
+        precision, recall = right / predicted.count(label), right / gold.count(label)
+        f1[label] = 2 * precision * recall / (precision + recall)
+    scores = confusion_scores(gold, predicted, LABELS)
+    assert scores["macro_f1"] == pytest.approx(sum(f1.values()) / 3)
+    assert scores["weighted_f1"] == pytest.approx(sum(f1[g] for g in gold) / 200)
+
+
+def test_constant_answers_have_no_correlation_and_chance_balance():
+    scores = confusion_scores(["no"] * 97 + ["yes"] * 3, ["no"] * 100, ["no", "yes"])
+    assert scores["accuracy"] == 0.97
+    assert scores["mcc"] == 0.0
+    assert scores["balanced_accuracy"] == 0.5
+
+
+# Bootstrap
+
+
+def test_interval_of_a_mean_is_the_normal_one():
+    values = np.random.default_rng(0).random(2000) < 0.3
+    statistics = S.mean_statistics(values)
+    low, high = S.interval(S.resample(statistics, S.mean_score))
+    mean, spread = values.mean(), 1.96 * values.std() / math.sqrt(2000)
+    assert low == pytest.approx(mean - spread, abs=0.004)
+    assert high == pytest.approx(mean + spread, abs=0.004)
+
+
+def test_vectorised_bootstrap_equals_scoring_each_resample():
+    rng = np.random.default_rng(3)
+    gold, predicted = rng.integers(3, size=60), rng.integers(4, size=60)
+    statistics = S.confusion_statistics(gold.tolist(), predicted.tolist(), [0, 1, 2])
+    drawn = np.random.default_rng(7).integers(60, size=(S.BLOCK, 60))
+    fast = S.resample(statistics, S.mcc_score, resamples=S.BLOCK, seed=7)
+    for r in range(S.BLOCK):
+        picked = S.confusion_statistics(
+            gold[drawn[r]].tolist(), predicted[drawn[r]].tolist(), [0, 1, 2]
+        )
+        assert fast[r] == pytest.approx(S.point(picked, S.mcc_score))
+
+
+def test_paired_interval_is_narrower_than_independent_draws():
+    rng = np.random.default_rng(4)
+    a = (rng.random(400) < 0.6).astype(float)
+    b = np.where(rng.random(400) < 0.05, 1.0, a)  # b repeats a, but for a few rows
+    a, b = S.mean_statistics(a), S.mean_statistics(b)
+    first, second = S.resample(a, S.mean_score), S.resample(b, S.mean_score)
+    low, high = S.interval(second - first)
+    assert low <= S.point(b, S.mean_score) - S.point(a, S.mean_score) <= high
+    loose_low, loose_high = S.interval(second - S.resample(a, S.mean_score, seed=1))
+    assert high - low < 0.5 * (loose_high - loose_low)
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    "reply, label",
+    [
+        ("I know the economic outlook", None),  # "no" stands inside know and economic
+        ("It is not clear, I cannot say", None),
+        ("No.", "no"),
+        ("no-one can tell", None),
+        ("**Yes**", "yes"),
+        ("Yes, there is no doubt", "yes"),  # both occur: the reply opens with one
+        ("there is no doubt. Answer: yes", "yes"),
+        ("It could be yes or no", None),
+    ],
+)
+def test_labels_are_whole_words(reply, label):
+    assert S.extract_label(reply, ["no", "yes"]) == label
+
+
+@pytest.mark.parametrize(
+    "reply, label",
+    [
+        ("The credit is not good", None),
+        ("isn't very good, it is bad", "bad"),
+        ("GOOD", "good"),
+        ("goodness gracious", None),
+        ("Neither good nor bad", None),
+    ],
+)
+def test_a_denied_label_is_not_given(reply, label):
+    assert S.extract_label(reply, ["good", "bad"]) == label
+
+
+def test_of_nested_labels_the_longest_is_taken():
+    labels = ["Carbon Emissions", "Product Carbon Footprint", "Carbon"]
+    assert S.extract_label("It is: product  carbon footprint.", labels) == labels[1]
+    assert S.extract_label("carbon", labels) == "Carbon"
+
+
+def test_a_conclusion_decides_between_several_labels():
+    reply = "Profit rose (positive) but debt too (negative). The sentiment is **neutral**."
+    assert S.extract_label(reply, LABELS) == "neutral"
+    assert S.extract_label("positive, negative or neutral: hard to say", LABELS[1:]) is None
+
+
+def test_strict_label_wants_nothing_but_the_label():
+    assert S.strict_label(' "Positive".\n', LABELS) == "positive"
+    assert S.strict_label("It is positive", LABELS) is None
+
+
+# Letters
+
+
+@pytest.mark.parametrize(
+    "reply, strict, flexible",
+    [
+        ("Because of tax. Selection: [[B]]", "B", "B"),
+        ("Selection: [[A]] ... on reflection Selection: [[C]]", "C", "C"),
+        ("I choose [[b]]", None, "B"),
+        ("a bond pays a coupon", None, None),
+        ("A bond pays a coupon", None, None),
+        ("The correct answer is (C) since yields fall", None, "C"),
+        ("B", None, "B"),
+        ("B. The price falls", None, "B"),
+        ("Selection: [[D]]", None, None),
+        ("", None, None),
+    ],
+)
+def test_letters_need_a_selection(reply, strict, flexible):
+    assert S.strict_letter(reply, "ABC") == strict
+    assert S.extract_letter(reply, "ABC") == flexible
+
+
+# Numbers and texts
+
+
+@pytest.mark.parametrize(
+    "reply, gold, right",
+    [
+        ("$1,234.50", "1234.5", True),
+        ("(12.0)", "-12", True),
+        ("about 3.2 million dollars", "3200000", True),
+        ("12.5%", "0.125", True),
+        ("12.5%", "12.5%", True),
+        ("125", "12.5", False),
+        ("0.1261", "0.125", True),  # 0.9% off
+        ("0.127", "0.125", False),  # 1.6% off
+        ("none", "3", False),
+        ("0", "0", True),
+    ],
+)
+def test_numbers_match_within_a_percent(reply, gold, right):
+    assert S.number_match(reply, gold) is right
+
+
+def test_texts_match_without_case_punctuation_and_articles():
+    assert S.text_match("The  Federal-Reserve!", ["ECB", "federalreserve"])
+    assert not S.text_match("Fed", ["Federal Reserve"])
+    assert S.exact_match("a b \n c", "a b c")
+    assert not S.exact_match("A b c", "a b c")
+
+
+# Exam
+
+SOLUTION = "step 1 : margin = revenue - cost = 54 - 9 = 45\nstep 2 : tax = 45 - 5 = 40\nanswer : 40"
+
+
+def test_exam_answer_is_the_last_one():
+    assert S.exam_answer("answer : 3 . no , answer : 40 .") == "40"
+    assert S.exam_answer("no answer here") is None
+    assert S.exam_right("step 1 : so answer : 40.0", "40")
+    assert not S.exam_right("40", "40")
+
+
+def test_a_right_answer_by_a_wrong_step_fails_the_process():
+    one_line = SOLUTION.replace("\n", " . ")
+    lucky = SOLUTION.replace("= 54 - 9 = 45", "= 54 - 9 = 46")
+    assert S.exam_process_right(one_line, SOLUTION, "40")
+    assert S.exam_right(lucky, "40") and not S.exam_process_right(lucky, SOLUTION, "40")
+    skipped = "step 1 : margin = revenue - cost = 54 - 9 = 45\nanswer : 40"
+    assert not S.exam_process_right(skipped, SOLUTION, "40")
+    assert not S.exam_process_right(SOLUTION.replace("answer : 40", "answer : 41"), SOLUTION, "40")
+
+
+# Entities
+
+WORDS = "Silicium de Provence SAS and Evergreen Solar Inc . of John Smith".split()
+TAGS = "B-ORG I-ORG I-ORG I-ORG O B-ORG I-ORG I-ORG O O B-PER I-PER".split()
+
+
+def test_bio_spans_of_adjacent_and_broken_entities():
+    assert S.bio_spans(["B-PER", "B-PER", "I-PER", "O"]) == {(0, 1, "PER"), (1, 3, "PER")}
+    assert S.bio_spans(["I-ORG", "I-LOC", "I-LOC"]) == {(0, 1, "ORG"), (1, 3, "LOC")}
+
+
+def entity_counts(reply):
+    return S.entity_statistics([reply], [WORDS], [TAGS])[0].tolist()
+
+
+def test_entities_count_only_with_exact_borders_and_type():
+    assert entity_counts("Silicium de Provence SAS, ORG\nJohn Smith, PER") == [2, 2, 3]
+    assert entity_counts("Provence SAS, ORG\nJohn Smith, ORG") == [0, 2, 3]
+    assert entity_counts("Evergreen Solar Inc, ORG")[0] == 1
+    assert entity_counts("- Evergreen Solar Inc., ORG") == [0, 1, 3]  # takes the full stop along
+
+
+def test_an_entity_at_the_end_is_labelled_and_an_invented_one_is_wrong():
+    assert entity_counts("John Smith, PER")[0] == 1
+    assert entity_counts("Acme, ORG") == [0, 1, 3]
+    assert entity_counts("ohn Smith, PER") == [0, 1, 3]  # begins inside a word
+    assert entity_counts("") == [0, 0, 3]
+
+
+def test_entity_f1_is_pooled_over_the_corpus():
+    sums = np.array([2.0, 3.0, 5.0])
+    assert S.entity_f1_score(sums) == pytest.approx(2 * (2 / 3) * (2 / 5) / (2 / 3 + 2 / 5))
+
+
+# ROUGE
+
+
+def test_rouge_by_hand():
+    reply, target = "the cat sat on the mat", "The cat was on a mat."
+    # unigrams shared: the cat on mat (the second "the" is not in the target)
+    assert S.rouge(reply, target, "rouge1") == pytest.approx(2 * 4 / 12)
+    assert S.rouge(reply, target, "rouge2") == pytest.approx(2 * 1 / 10)  # "the cat"
+    assert S.rouge(reply, target, "rougeL") == pytest.approx(2 * 4 / 12)
+    assert S.rouge("", "a", "rouge1") == S.rouge("x", "", "rougeL") == 0.0
+
+
+def test_longest_common_subsequence_equals_the_table():
+    rng = random.Random(5)
+    for _ in range(60):
+        a = [rng.choice("abcd") for _ in range(rng.randrange(90))]
+        b = [rng.choice("abcd") for _ in range(rng.randrange(90))]
+        table = np.zeros((len(a) + 1, len(b) + 1), dtype=int)
+        for i, x in enumerate(a):
+            for j, y in enumerate(b):
+                best = max(table[i, j + 1], table[i + 1, j])
+                table[i + 1, j + 1] = table[i, j] + 1 if x == y else best
+        assert S.longest_common(a, b) == table[-1, -1]
