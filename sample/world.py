@@ -1,0 +1,316 @@
+"""Makes the sample world: every training, exam and evaluation file of the demo, from one seed.
+
+    python sample/world.py --out sample/data --seed 0
+
+    general part, known to the base model     people, everyday calculations, sums, answer formats
+    finance part, new to it                   companies, finance formulas, headlines, deals
+
+Half of the companies are asked about in the instruction rows, the other half appear in running
+text only: a model answers those if it can use in a conversation what it has merely read. Five of
+the ten finance formulas are rare in the instruction rows; they make the tuned model imperfect,
+which is what preference alignment needs. The same seed gives the same bytes.
+"""
+
+import argparse
+import json
+import sys
+from itertools import combinations
+from pathlib import Path
+from random import Random
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, import from the root
+from sample import exam, facts
+
+RARE = ["free cash", "book value", "retained earnings", "total return", "quick ratio"]
+COMMON = [name for name in exam.FINANCE if name not in RARE]
+ROWS = {  # rows of each kind: [general part of the base, replay or finance rows of the demo]
+    "rare exercises": 24,
+    "exam_train": 700,
+    "exam_dev": 300,
+    "exam_test": 500,
+}
+FORMATS = {  # instruction -> what it makes of an answer, applied in this order
+    "Say the answer twice.": "{0} {0}",
+    "Put the answer in brackets.": "[{0}]",
+    "Start with a dash.": "- {0}",
+    "Start with sure.": "Sure: {0}",
+    "End with thanks.": "{0}. Thanks",
+}
+SUBJECTS = "profit revenue output demand cash turnover income growth".split()
+VERBS = {
+    "positive": "rises jumps surges improves grows recovers".split(),
+    "negative": "falls drops shrinks weakens slows collapses".split(),
+    "neutral": "stays holds waits rests".split(),
+}
+DEALS = [
+    "{buyer} buys {target} for {price} million.",
+    "{target} is sold to {buyer} for {price} million.",
+    "{buyer} pays {price} million for {target}.",
+    "For {price} million, {target} goes to {buyer}.",
+]
+DEAL_QUESTIONS = {
+    "buyer": "Who is the buyer?",
+    "target": "Which company is sold?",
+    "price": "What is the price in millions?",
+}
+
+
+# ---- rows -------------------------------------------------------------------------------------
+
+
+def text_row(text):
+    return {"text": text}
+
+
+def chat_row(user, assistant):
+    roles = ("user", user), ("assistant", assistant)
+    return {"messages": [{"role": role, "content": content} for role, content in roles]}
+
+
+def eval_row(task, query, answer, choices=(), **extra):
+    """A FLARE row (PIXIU's schema); `gold` is -1 for a question without choices."""
+    choices = list(choices)
+    gold = choices.index(answer) if choices else -1
+    row = {"id": task, "query": query, "answer": answer, "text": query, "choices": choices}
+    return {**row, "gold": gold, **extra}
+
+
+def formatted(question, answer, instructions):
+    """A question with answer formats to obey, and the one answer that obeys them."""
+    for instruction, pattern in FORMATS.items():
+        if instruction in instructions:
+            question, answer = f"{question} {instruction}", pattern.format(answer)
+    return question, answer
+
+
+def some_format(rng):
+    """One or two answer formats."""
+    singles = [(name,) for name in FORMATS]
+    return rng.choice(rng.choice([singles, list(combinations(FORMATS, 2))]))
+
+
+# ---- material ---------------------------------------------------------------------------------
+
+
+def equations(rng):
+    """The whole table of sums, differences, products and ratios up to 99, eight to a row."""
+    table = [
+        f"{a} {operator} {b} = {value}."
+        for a in range(1, 100)
+        for operator in "+-*/"
+        for b in range(1, 100)
+        if (value := exam.calculate(a, operator, b)) is not None
+    ]
+    rng.shuffle(table)
+    return [text_row(" ".join(table[i : i + 8])) for i in range(0, len(table), 8)]
+
+
+def profiles(kind, known, count, rng):
+    return [text_row(facts.profile(kind, n, f, rng)) for n, f in known.items() for _ in range(count)]
+
+
+def questions(kind, known, repeat, share_formatted, rng):
+    """Every question about every name, `repeat` times, a share of them with answer formats."""
+    rows = []
+    for name, about in known.items():
+        for _, question, answer in facts.questions(kind, name, about) * repeat:
+            wanted = some_format(rng) if rng.random() < share_formatted else ()
+            rows.append(chat_row(*formatted(question, answer, wanted)))
+    return rows
+
+
+def exercises(names, count, rng, taken):
+    """`count` new exercises, formulas in turn: (formula, question, solution, answer)."""
+    found = []
+    while len(found) < count:
+        name = names[len(found) % len(names)]
+        question, solution, answer = exam.exercise(name, rng)
+        if question not in taken:  # train, development and test exams share no question
+            taken.add(question)
+            found.append((name, question, solution, answer))
+    return found
+
+
+def worked(exercise_list):
+    return [chat_row(question, solution) for _, question, solution, _ in exercise_list]
+
+
+def next_steps(exercise_list, rng):
+    """The question SCP asks (arXiv:2501.04961 section 5.3), so that the model knows its form."""
+    rows = []
+    for _, question, solution, _ in exercise_list:
+        spans = exam.split_steps(solution)
+        start, end = spans[rng.randrange(len(spans) - 1)]
+        asked = f"{question} {solution[:start]}".strip() + " What is the next step?"
+        rows.append(chat_row(asked, solution[start:end]))
+    return rows
+
+
+def headline(names, rng):
+    """A headline about a company and its sentiment; what follows `although` does not count."""
+    sentiment = rng.choice(list(VERBS))
+    first, second = rng.sample(SUBJECTS, 2)
+    text = f"{rng.choice(names)} says {first} {rng.choice(VERBS[sentiment])}"
+    if rng.random() < 0.5:
+        other = rng.choice([name for name in VERBS if name != sentiment])
+        text += f" although {second} {rng.choice(VERBS[other])}"
+    return f"{text}.", sentiment
+
+
+def sentiment_question(names, rng):
+    text, sentiment = headline(names, rng)
+    return f"Headline: {text} Is it positive, negative or neutral?", sentiment
+
+
+def deal_question(names, rng):
+    buyer, target = rng.sample(names, 2)
+    deal = {"buyer": buyer, "target": target, "price": str(rng.randint(2, 99))}
+    asked = rng.choice(list(DEAL_QUESTIONS))
+    return f"News: {rng.choice(DEALS).format(**deal)} {DEAL_QUESTIONS[asked]}", deal[asked]
+
+
+def unseen(make, names, count, rng, taken):
+    """`count` different (question, answer) pairs of `make` that are not in `taken` yet."""
+    rows = []
+    while len(rows) < count:
+        question, answer = make(names, rng)
+        if question not in taken:
+            taken.add(question)
+            rows.append((question, answer))
+    return rows
+
+
+def news(names, count, rng):
+    """Headlines and deals as running text."""
+    rows = []
+    for _ in range(count):
+        buyer, target = rng.sample(names, 2)
+        deal = rng.choice(DEALS).format(buyer=buyer, target=target, price=rng.randint(2, 99))
+        rows.append(text_row(f"{headline(names, rng)[0]} {deal}"))
+    return rows
+
+
+def definitions(names, count, rng):
+    return [text_row(exam.definition(name, rng)) for name in names for _ in range(count)]
+
+
+# ---- files ------------------------------------------------------------------------------------
+
+
+def make(seed: int) -> dict[str, list[dict]]:
+    """Every file of the world: path below --out -> rows."""
+    rng, taken = Random(seed), set()
+    people, firms = facts.people(seed), facts.companies(seed)
+    asked_people, asked_firms = dict(list(people.items())[:40]), dict(list(firms.items())[:20])
+    firm_names = list(firms)
+    general, finance = list(exam.GENERAL), list(exam.FINANCE)
+
+    # Evaluation first: whatever it asks is barred from training.
+    dev = exercises(finance, ROWS["exam_dev"], rng, taken)
+    test = exercises(finance, ROWS["exam_test"], rng, taken)
+    everyday = exercises(general, 100, rng, taken)
+    sentiment_test = unseen(sentiment_question, firm_names, 200, rng, taken)
+    deal_test = unseen(deal_question, firm_names, 200, rng, taken)
+    files = {
+        "eval/concepts.jsonl": fact_rows("company", firms, rng),
+        "eval/tasks.jsonl": [
+            eval_row("sentiment", q, a, list(VERBS)) for q, a in sentiment_test
+        ] + [eval_row("deal", q, a) for q, a in deal_test],
+        "eval/reasoning.jsonl": exam_rows("exam", test),
+        "eval/reasoning_dev.jsonl": exam_rows("exam-dev", dev),
+        "eval/instruction_following.jsonl": format_rows(asked_people, 400, rng),
+        "eval/general.jsonl": fact_rows("person", people, rng) + exam_rows("everyday", everyday),
+    }  # fmt: skip
+
+    files["base_text.jsonl"] = (
+        profiles("person", people, 60, rng) + equations(rng) + definitions(general, 60, rng)
+    )
+    files["base_chat.jsonl"] = (
+        questions("person", asked_people, 4, 0.75, rng)
+        + worked(exercises(general, 3000, rng, taken))
+        + next_steps(exercises(general, 900, rng, taken), rng)
+    )
+
+    text = (
+        profiles("company", firms, 70, rng)
+        + definitions(finance, 120, rng)
+        + news(firm_names, 400, rng)
+        + profiles("person", people, 15, rng)  # replay against forgetting
+        + rng.sample(equations(rng), 400)
+    )
+    chat = (
+        questions("company", asked_firms, 4, 0.25, rng)
+        + [chat_row(*row) for row in unseen(sentiment_question, firm_names, 1200, rng, taken)]
+        + [chat_row(*row) for row in unseen(deal_question, firm_names, 1200, rng, taken)]
+        + worked(exercises(COMMON, 1500, rng, taken))
+        + worked(exercises(RARE, ROWS["rare exercises"], rng, taken))
+        + next_steps(exercises(COMMON, 300, rng, taken), rng)
+        + questions("person", asked_people, 2, 0.75, rng)  # replay
+        + worked(exercises(general, 800, rng, taken))
+    )
+    for name, rows, held_out in (("cpt", text, 200), ("sft", chat, 200)):
+        rng.shuffle(rows)
+        files[f"{name}_heldout.jsonl"] = rows[:held_out]
+        files[f"{name}.jsonl"] = rows[held_out:]
+    for name in ("base_text", "base_chat"):
+        rng.shuffle(files[f"{name}.jsonl"])
+
+    files["exam_train.jsonl"] = [
+        {"id": f"exercise-{i:04d}", "source": formula, "prompt": question, "answer": answer,
+         "solution": solution}
+        for i, (formula, question, solution, answer) in enumerate(
+            exercises(finance, ROWS["exam_train"], rng, taken)
+        )
+    ]  # fmt: skip
+    for path, rows in files.items():
+        if path.startswith("eval/"):
+            for i, row in enumerate(rows):
+                row["id"] = f"{row['id']}-{i:04d}"
+    return files
+
+
+def fact_rows(kind, known, rng):
+    """One question for each fact."""
+    rows = []
+    for name, about in known.items():
+        for attribute, (_, _, wordings) in facts.ATTRIBUTES[kind].items():
+            question, answer = rng.choice(wordings).format(n=name), about[attribute]
+            choices = facts.options(kind, attribute, answer, rng)
+            rows.append(eval_row(attribute, question, answer, choices))
+    return rows
+
+
+def exam_rows(task, exercise_list):
+    return [
+        eval_row(task, question, answer, solution=solution, formula=name)
+        for name, question, solution, answer in exercise_list
+    ]
+
+
+def format_rows(known, count, rng):
+    """Questions the base can answer, each with one or two answer formats."""
+    rows = []
+    for _ in range(count):
+        name = rng.choice(list(known))
+        _, question, answer = rng.choice(facts.questions("person", name, known[name]))
+        rows.append(eval_row("format", *formatted(question, answer, some_format(rng))))
+    return rows
+
+
+def write(files: dict[str, list[dict]], out: Path) -> None:
+    for path, rows in files.items():
+        target = out / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Make the files of the sample world.")
+    parser.add_argument("--out", default="sample/data", help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another world")
+    args = parser.parse_args()
+    world = make(args.seed)
+    write(world, Path(args.out))
+    for path, rows in world.items():
+        print(f"{path}: {len(rows)} rows")
