@@ -1,14 +1,9 @@
-"""Checkpoints: Hugging Face folders in and out, and the state from which a run resumes.
+"""Hugging Face folders in and out: the hand-over between stages is the path of such a folder.
 
-    out/sft/
-      config.json model.safetensors tokenizer.json ...   the model: the next stage's --init_from
-      resume/step_00000200/                              everything a restart needs
-        state-00001.safetensors ... extra.json manifest.json
+    out/sft/  config.json  model.safetensors (or an index and shards)  tokenizer.json ...
 
-Tensors move one at a time and whole, so a checkpoint does not know how many ranks wrote it and any
-number of ranks can read it. A folder is written under a temporary name, flushed to the disk, then
-renamed: it is there complete or not at all. manifest.json is written last and holds every file's
-size and sha256. Nothing is pickled.
+Tensors move one at a time, so memory holds the model and little more. Every name and shape is
+checked against config.json before a weight is read. Nothing is pickled: .bin files are refused.
 """
 
 import json
@@ -142,7 +137,7 @@ def write_tensors(folder, stem, tensors, dtype=None):
         if shard and size + full.nbytes > SHARD_BYTES:
             shards.append(write_shard(folder, stem, len(shards), shard))
             shard, size = {}, 0
-        shard[name], size = full.clone(), size + full.nbytes
+        shard[name], size = full, size + full.nbytes
     if shard:
         shards.append(write_shard(folder, stem, len(shards), shard))
     return {name: file for names, file in shards for name in names}

@@ -1,0 +1,133 @@
+"""One process or many: `python train_x.py` and `torchrun --nproc_per_node N train_x.py` run the
+same code. Weights, gradients and optimizer state are always sharded by rows over the ranks (FSDP2),
+over a single one too, so no script has a branch for it. gloo on CPU, NCCL on GPUs.
+"""
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+import traceback
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from config import UserError
+
+TIMEOUT = timedelta(minutes=10)  # a collective that waits longer is a bug; torchrun ends the rest
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def init(device="auto"):
+    """Join the other ranks. Returns (rank, world, device); "auto" takes a GPU if there is one."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device: {device!r} is not auto, cpu or cuda")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda is asked for, but torch sees no GPU")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=TIMEOUT)
+        else:  # plain python: a store in memory, no port
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def print0(*words):
+    """Print on rank 0, at once."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(*words, flush=True)
+
+
+def sum_over_ranks(tensor):
+    """The element-wise sum of every rank's tensor, on every rank."""
+    total = tensor.clone()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total
+
+
+def auto_dtype(name, device):
+    """torch dtype of the forward pass: "auto" is bfloat16 on a GPU, float32 on a CPU."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    if name not in DTYPES:
+        raise UserError(f"dtype: {name!r} is not auto, float32 or bfloat16")
+    return DTYPES[name]
+
+
+def shard(model, device, dtype="auto", recompute=False):
+    """Spread a model built on the meta device over the ranks; weights are allocated, not filled.
+
+    Master weights stay fp32; the forward and backward compute in `dtype`, gradients are reduced in
+    fp32. At a learning rate of 5e-7 a bf16 master would round most updates to nothing.
+    recompute: keep only each block's input for the backward pass, about 25% slower.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(
+        param_dtype=auto_dtype(dtype, device),
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # cos and sin stay fp32: bf16 blurs positions past 256
+    )
+    for block in model.model.layers:
+        if recompute:
+            block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    model.to_empty(device=device)
+    model.tie_weights()
+    return model
+
+
+stop_signals = []  # SIGTERM or SIGINT received; the loop saves and leaves at its next step
+
+
+def catch_stop_signals():
+    """The first SIGTERM or SIGINT asks for a save at the next step, the second ends at once."""
+
+    def on_signal(number, frame):
+        if stop_signals:
+            os._exit(128 + number)
+        stop_signals.append(number)
+
+    if stop_signals:
+        stop_signals.clear()
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+
+
+@contextlib.contextmanager
+def clean_exit():
+    """Wrap a script's main: errors leave one line (UserError) or rank + traceback, and exit code 1.
+
+    Ends with os._exit after a barrier: interpreter teardown with live process groups sometimes
+    aborts, and one failed rank must not leave the others waiting (torchrun then ends them).
+    """
+    try:
+        yield
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        os._exit(1)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException:
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        os._exit(1)
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + stop_signals[0] if stop_signals else 0)

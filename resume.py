@@ -1,0 +1,157 @@
+"""The state from which a run goes on after it was stopped or killed.
+
+    out/sft/resume/step_00000200/  state-00001.safetensors ...  manifest.json
+
+Tensors are stored whole, so a state does not know how many ranks wrote it and any number can read
+it. A folder is written under a temporary name, flushed to the disk, then renamed: it is there
+complete or not at all. The manifest is written last and holds every file's size and sha256; a state
+that does not match it is passed over for the one before. The data position is the step itself,
+because batches are a pure function of it (data.Plan), and training draws no other random numbers.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+
+from checkpoint import barrier, copy_rows, is_main, named_weights, sync_folder, write_tensors
+from config import UserError, read_json
+
+
+def sha256(path):
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def fingerprint(paths):
+    """{file name: sha256} of data files and of every safetensors file in checkpoint folders."""
+    files = [
+        f
+        for p in map(Path, paths)
+        for f in (sorted(p.glob("*.safetensors")) if p.is_dir() else [p])
+    ]
+    return {str(f): sha256(f) for f in files}
+
+
+def optimizer_state(model, optimizer):
+    """(name, tensor) of the weights and of both Adam moments, in an order all ranks share."""
+    for name, p in named_weights(model).items():
+        yield f"weight.{name}", p
+        for moment in ("exp_avg", "exp_avg_sq"):
+            yield f"{moment}.{name}", optimizer.state[p][moment]
+
+
+def save(out_dir, step, model, optimizer, run, keep=2):
+    """Write resume/step_N: weights, Adam moments, step, and `run` (the settings and data it belongs
+    to). `step` is also the data position, because batches are a pure function of it. Older states
+    beyond `keep` are removed afterwards. All ranks must call it."""
+    folder = Path(out_dir) / "resume" / f"step_{step:08d}"
+    tmp = folder.with_suffix(".tmp")
+    if is_main():
+        shutil.rmtree(tmp, ignore_errors=True)
+        tmp.mkdir(parents=True)
+    barrier()
+    write_tensors(tmp, "state", optimizer_state(model, optimizer))
+    if is_main():
+        sync_folder(tmp)
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in tmp.iterdir()}
+        manifest = {"step": step, "run": run, "files": files}
+        (tmp / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        sync_folder(tmp)
+        shutil.rmtree(folder, ignore_errors=True)
+        tmp.rename(folder)
+        sync_folder(folder.parent)
+        for old in sorted(folder.parent.glob("step_????????"))[:-keep]:
+            shutil.rmtree(old)
+    barrier()
+
+
+def damage(folder):
+    """What is wrong with a state, or None: every file against the manifest's size and sha256."""
+    if not (folder / "manifest.json").exists():
+        return "manifest.json is missing"
+    try:
+        files = read_json(folder / "manifest.json")["files"]
+    except (UserError, KeyError):
+        return "manifest.json is torn"
+    for name, want in files.items():
+        file = folder / name
+        if not file.exists() or file.stat().st_size != want["bytes"]:
+            return f"{name} is missing or cut short"
+        if sha256(file) != want["sha256"]:
+            return f"{name} has changed since it was written (sha256)"
+    return None
+
+
+def newest_good(out_dir):
+    """The newest undamaged state and its manifest, or (None, None); says what it passed over."""
+    for folder in sorted((Path(out_dir) / "resume").glob("step_????????"), reverse=True):
+        problem = damage(folder)
+        if problem is None:
+            return folder, read_json(folder / "manifest.json")
+        print(f"{folder}: {problem}; going back to the state before it", flush=True)
+    return None, None
+
+
+def check_same_run(out_dir, run, stored):
+    """UserError when a folder belongs to a run with other settings or other data."""
+    changed = sorted(key for key in run.keys() | stored.keys() if run.get(key) != stored.get(key))
+    if changed:
+        what = ", ".join(f"{key} was {stored.get(key)!r}, is {run.get(key)!r}" for key in changed)
+        raise UserError(
+            f"{out_dir}: holds a run with other settings ({what}); take another out_dir"
+        )
+
+
+@torch.no_grad()
+def load(out_dir, model, optimizer, run):
+    """Load the newest good state of this run, on any number of ranks. Its step, 0 if none."""
+    found = [None, None, None]
+    if is_main():
+        try:
+            found[:2] = newest_good(out_dir)
+            if found[1]:
+                check_same_run(out_dir, run, found[1]["run"])
+        except UserError as e:
+            found[2] = str(e)
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
+    folder, manifest, problem = found
+    if problem:
+        raise UserError(problem)
+    if not folder:
+        return 0
+    for p in model.parameters():
+        optimizer.state[p] = {
+            "step": torch.tensor(float(manifest["step"]), device=p.device),
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": torch.zeros_like(p),
+        }
+    tensors = dict(optimizer_state(model, optimizer))
+    for file in sorted(manifest["files"]):
+        with safe_open(folder / file, framework="pt") as f:
+            for name in f.keys():
+                copy_rows(tensors[name], f.get_slice(name))
+    return manifest["step"]
+
+
+def finished(out_dir, run):
+    """Has this very run ended in out_dir? UserError if another one has."""
+    done = Path(out_dir) / "done.json"
+    if not done.exists():
+        return False
+    check_same_run(out_dir, run, read_json(done)["run"])
+    return True
+
+
+def finish(out_dir, run):
+    """Mark the run as ended and drop its resume states: the model itself stands in out_dir."""
+    if is_main():
+        (Path(out_dir) / "done.json").write_text(json.dumps({"run": run}, indent=1) + "\n")
+        shutil.rmtree(Path(out_dir) / "resume", ignore_errors=True)
+    barrier()
