@@ -151,15 +151,27 @@ ANSWER_IS = r"(?:answer|label|sentiment|stance|class|classification|prediction|c
 
 def label_pattern(labels):
     """Whole words only: "no" is not in "know" or "no-one". Of nested labels the longest wins."""
+    case = "" if case_matters(labels) else "i"
     longest_first = sorted(labels, key=len, reverse=True)
     any_label = "|".join(r"\s+".join(map(re.escape, label.split())) for label in longest_first)
-    return rf"(?<!\w)(?<!\w[-'’])({any_label})(?!\w)(?![-'’]\w)"
+    return rf"(?<!\w)(?<!\w[-'’])((?{case}:{any_label}))(?!\w)(?![-'’]\w)"
+
+
+def case_matters(labels):
+    """Only where labels differ in nothing else: genotypes BB, Bb and bb."""
+    return len({label.lower() for label in labels}) < len(set(labels))
+
+
+def folded(text, labels):
+    """Single spaces, and lower case unless the labels need their case."""
+    text = " ".join(text.split())
+    return text if case_matters(labels) else text.lower()
 
 
 def strict_label(reply, labels):
     """The label that the reply consists of, up to case and surrounding punctuation, else None."""
-    bare = " ".join(reply.split()).strip(string.punctuation + string.whitespace + "“”‘’").lower()
-    return next((label for label in labels if label.lower() == bare), None)
+    bare = folded(reply.strip(string.punctuation + string.whitespace + "“”‘’"), labels)
+    return next((label for label in labels if folded(label, labels) == bare), None)
 
 
 def extract_label(reply, labels):
@@ -167,15 +179,15 @@ def extract_label(reply, labels):
 
     Several: what follows the last "the answer is", "sentiment:" and the like, else the first word.
     """
-    canon = {" ".join(label.lower().split()): label for label in labels}
+    canon = {folded(label, labels): label for label in labels}
     pattern = label_pattern(labels)
-    given = [m for m in re.finditer(pattern, reply, re.I) if not DENIED.search(reply[: m.start()])]
-    names = [canon[" ".join(m[1].lower().split())] for m in given]
+    given = [m for m in re.finditer(pattern, reply) if not DENIED.search(reply[: m.start()])]
+    names = [canon.get(folded(m[1], labels)) for m in given]
     if len(set(names)) < 2:
         return names[0] if names else None
     starts = [m.start() for m in given]
-    marker = rf"\b{ANSWER_IS}(?:\s+(?:is|would be|should be))?\s*[:=]?[\s\"'*\[(]*{pattern}"
-    concluded = [m for m in re.finditer(marker, reply, re.I) if m.start(1) in starts]
+    marker = rf"\b(?i:{ANSWER_IS}(?:\s+(?:is|would be|should be))?)\s*[:=]?[\s\"'*\[(]*{pattern}"
+    concluded = [m for m in re.finditer(marker, reply) if m.start(1) in starts]
     if concluded:
         return names[starts.index(concluded[-1].start(1))]
     return names[0] if not re.search(r"\w", reply[: starts[0]]) else None
@@ -218,7 +230,7 @@ NUMBER = re.compile(
 
 
 def parse_number(text):
-    """"$(1,234.5) million" -> (-1234500000.0, False); "12.5%" -> (12.5, True); no number -> None.
+    """ "$(1,234.5) million" -> (-1234500000.0, False); "12.5%" -> (12.5, True); no number -> None.
 
     The first number of the text, and whether a percent sign follows it.
     """
@@ -258,14 +270,14 @@ def exact_match(reply, answer):
     return reply.split() == answer.split()
 
 
-# Worked exam solutions: `step 1 : ... step 2 : ... answer : 40` ------------------------------
+# Worked exam solutions: `Step 1: ... Step 2: ... Answer: 40` ---------------------------------
 
 
 def exam_answer(text):
-    """What stands behind the last `answer :`, up to the end of the sentence; None if absent."""
-    *before, last = re.split(r"\banswer\s*:", text, flags=re.I)
-    value = re.split(r"\n|\s\.|\.\s|\.$", last.strip(), maxsplit=1)[0].strip()
-    return value if before and value else None
+    """What follows `Answer:`, up to the end of the sentence; None if absent or contradicted."""
+    parts = re.split(r"\banswer\s*:", text, flags=re.I)[1:]
+    values = {re.split(r"\n|\s\.|\.\s|\.$", part.strip(), maxsplit=1)[0].strip() for part in parts}
+    return values.pop() or None if len(values) == 1 else None
 
 
 def exam_right(text, answer):
@@ -280,10 +292,11 @@ def exam_right(text, answer):
 
 
 def exam_steps(text):
-    """The bodies of the `step k :` parts, white space and closing full stops evened out."""
+    """[(number, body)] of the `Step k:` parts, white space, case and full stops evened out."""
     body = re.split(r"\banswer\s*:", text, maxsplit=1, flags=re.I)[0]
-    parts = re.split(r"\bstep\s+\d+\s*:", body, flags=re.I)[1:]
-    return [" ".join(part.split()).rstrip(" .").lower() for part in parts]
+    _, *parts = re.split(r"\bstep\s+(\d+)\s*:", body, flags=re.I)
+    bodies = [" ".join(part.split()).rstrip(" .").lower() for part in parts[1::2]]
+    return list(zip(map(int, parts[::2]), bodies, strict=True))
 
 
 def exam_process_right(text, solution, answer):

@@ -145,6 +145,11 @@ def test_of_nested_labels_the_longest_is_taken():
     assert S.extract_label("carbon", labels) == "Carbon"
 
 
+def test_labels_that_differ_in_case_only_keep_their_case():
+    assert S.extract_label("The genotype is Bb", ["BB", "Bb", "bb"]) == "Bb"
+    assert S.strict_label("bb.", ["BB", "Bb", "bb"]) == "bb"
+
+
 def test_a_conclusion_decides_between_several_labels():
     reply = "Profit rose (positive) but debt too (negative). The sentiment is **neutral**."
     assert S.extract_label(reply, LABELS) == "neutral"
@@ -213,9 +218,11 @@ def test_texts_match_without_case_punctuation_and_articles():
 SOLUTION = "step 1 : margin = revenue - cost = 54 - 9 = 45\nstep 2 : tax = 45 - 5 = 40\nanswer : 40"
 
 
-def test_exam_answer_is_the_last_one():
-    assert S.exam_answer("answer : 3 . no , answer : 40 .") == "40"
-    assert S.exam_answer("no answer here") is None
+def test_exam_answer_is_explicit_and_not_contradicted():
+    assert S.exam_answer("Step 1: 20 + 20 = 40. Answer: 40.") == "40"
+    assert S.exam_answer("answer : 40\nAnswer: 40") == "40"
+    assert S.exam_answer("answer : 3 . no , answer : 40 .") is None
+    assert S.exam_answer("no answer here") is None and S.exam_answer("Answer: ") is None
     assert S.exam_right("step 1 : so answer : 40.0", "40")
     assert not S.exam_right("40", "40")
 
@@ -225,6 +232,8 @@ def test_a_right_answer_by_a_wrong_step_fails_the_process():
     lucky = SOLUTION.replace("= 54 - 9 = 45", "= 54 - 9 = 46")
     assert S.exam_process_right(one_line, SOLUTION, "40")
     assert S.exam_right(lucky, "40") and not S.exam_process_right(lucky, SOLUTION, "40")
+    swapped = SOLUTION.replace("step 1", "step 3")
+    assert not S.exam_process_right(swapped, SOLUTION, "40")
     skipped = "step 1 : margin = revenue - cost = 54 - 9 = 45\nanswer : 40"
     assert not S.exam_process_right(skipped, SOLUTION, "40")
     assert not S.exam_process_right(SOLUTION.replace("answer : 40", "answer : 41"), SOLUTION, "40")
