@@ -78,36 +78,36 @@ class Metrics:
             old = read_metrics(out_dir)
             kept = [row for row in old if row["step"] < start]
             self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self.tokens, self.pairs, self.since = 0, 0, time.perf_counter()
+        self.tokens, self.keys, self.seconds = 0, 0, 0.0
+        self.since = time.perf_counter()
 
-    def count(self, tokens, pairs):
-        """Work of a step on all ranks: tokens, and (query, key) pairs of its attention."""
-        self.tokens, self.pairs = self.tokens + tokens, self.pairs + pairs
+    def count(self, families):
+        """Count the work of a step on all ranks: its tokens, and the keys that its queries see."""
+        for family in families:
+            for segment in family:
+                n = len(segment.input_ids)
+                context = len(family[segment.parent].input_ids) if segment.parent >= 0 else 0
+                self.tokens += n
+                self.keys += n * (n + 1) / 2 + n * context
+        self.seconds = time.perf_counter() - self.since  # held-out losses come later: not counted
 
     def log(self, step, **values):
         """One line: the values, speed since the line before, memory, and MFU on a known GPU."""
-        seconds = time.perf_counter() - self.since
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         row = {"step": step, **values}
         if self.tokens:
-            row["tokens_per_second"] = round(self.tokens / seconds, 1)
+            row["tokens_per_second"] = round(self.tokens / self.seconds, 1)
             name = torch.cuda.get_device_name() if self.device.type == "cuda" else ""
             for gpu, peak in PEAK_FLOPS.items():
                 if gpu in name:
-                    work = flops_per_token(self.config, self.pairs / self.tokens) * self.tokens
-                    row["mfu"] = round(work / seconds / ranks / peak, 4)
+                    work = flops_per_token(self.config, self.keys / self.tokens) * self.tokens
+                    row["mfu"] = round(work / self.seconds / ranks / peak, 4)
         row["memory_gb"] = round(memory_gb(self.device), 3)
         if self.main:
             with open(self.path, "a") as f:
                 f.write(json.dumps(row) + "\n")
-        self.tokens, self.pairs, self.since = 0, 0, time.perf_counter()
+        self.tokens, self.keys, self.since = 0, 0, time.perf_counter()
         return row
-
-
-def attended_pairs(cu_seqlens):
-    """(query, key) pairs of causal attention within documents: sum of n (n + 1) / 2."""
-    lengths = cu_seqlens.diff().double()
-    return float((lengths * (lengths + 1) / 2).sum())
 
 
 def read_metrics(out_dir):

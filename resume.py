@@ -9,6 +9,7 @@ that does not match it is passed over for the one before. The data position is t
 because batches are a pure function of it (data.Plan), and training draws no other random numbers.
 """
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -18,8 +19,19 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 
-from checkpoint import barrier, copy_rows, is_main, named_weights, sync_folder, write_tensors
+from checkpoint import (
+    barrier,
+    copy_rows,
+    is_main,
+    named_weights,
+    sync_folder,
+    weight_files,
+    write_tensors,
+)
 from config import UserError, read_json
+
+# Settings that change where and how fast a run goes, not what it computes
+NEUTRAL = ("out_dir", "device", "micro_batch_tokens", "recompute", "eval_every", "save_every")
 
 
 def sha256(path):
@@ -28,14 +40,15 @@ def sha256(path):
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def fingerprint(paths):
-    """{file name: sha256} of data files and of every safetensors file in checkpoint folders."""
-    files = [
-        f
-        for p in map(Path, paths)
-        for f in (sorted(p.glob("*.safetensors")) if p.is_dir() else [p])
-    ]
-    return {str(f): sha256(f) for f in files}
+def identity(cfg, files):
+    """What makes two runs the same: the settings that steer the numbers, and sha256 of every file
+    read: data files and the weights begun from. UserError if one of them is not there."""
+    settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in NEUTRAL}
+    weights = sorted(str(file) for file in set(weight_files(cfg.init_from).values()))
+    for file in files:
+        if not Path(file).is_file():
+            raise UserError(f"{file}: no such file")
+    return settings | {file: sha256(file) for file in [*files, *weights]}
 
 
 def optimizer_state(model, optimizer):

@@ -1,0 +1,173 @@
+"""Continual pretraining, alone or jointly with instruction tuning (FinDAP, arXiv:2501.04961).
+
+    python train_cpt.py                                        the sample world, on whatever is here
+    torchrun --nproc_per_node 8 train_cpt.py --init_from llama3 --text web.jsonl --chat chat.jsonl
+
+Text teaches knowledge, but text alone destroys the ability to answer; instructions alone teach no
+new knowledge. So one run, one optimizer, one shuffled stream of packed rows holds both. Every token
+of a text carries loss; of a chat, the assistant's tokens and the end of its turn:
+
+    loss = -(sum of log-probs over all trained tokens of the step) / (their number on all ranks)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+import parallel
+import resume
+from checkpoint import load_weights, save_pretrained
+from config import UserError, parse
+from data import SOURCES, load_chat, load_text, mix
+from metrics import Metrics, describe_run, plot_metrics
+from model import Llama
+from optim import build_optimizer, lr_at
+from packing import IGNORE, Plan, micro_batches, size
+from parallel import print0, sum_over_ranks
+from tokenizer import Tokenizer
+
+
+@dataclass
+class Config:
+    init_from: str = "sample/base"  # checkpoint folder: config.json, safetensors, tokenizer.json
+    out_dir: str = "out/cpt"  # the trained folder; a stopped run goes on from here
+    text: str = "sample/data/cpt.jsonl"  # {"text"} rows, files comma separated; "" = chat only
+    chat: str = "sample/data/sft.jsonl"  # {"messages"} rows; "" = text only
+    heldout_text: str = "sample/data/cpt_heldout.jsonl"  # measured, never trained; "" = none
+    heldout_chat: str = "sample/data/sft_heldout.jsonl"  # the same for chat
+    mix: str = (
+        "tokens"  # cut text down to the chat's tokens (paper), its rows (released code), or all
+    )
+    max_length: int = 256  # tokens of a packed row; longer texts are split, longer chats skipped
+    batch_tokens: int = 1024  # tokens per step, over all ranks and micro-batches
+    micro_batch_tokens: int = 1024  # tokens per rank in one forward: as many as fit
+    epochs: float = 2.0  # passes over the mixture
+    lr: float = 2e-3  # peak learning rate (paper, 8B: 5e-6)
+    warmup: float = 0.1  # share of the steps that the rate rises
+    schedule: str = "linear"  # then linear, cosine or constant
+    weight_decay: float = 0.1  # on matrices
+    grad_clip: float = 1.0  # largest global gradient norm
+    dtype: str = "auto"  # of the forward pass; master weights are fp32 always
+    recompute: bool = False  # recompute activations in the backward pass: less memory, slower
+    device: str = "auto"  # cpu or cuda
+    eval_every: int = 200  # steps between held-out losses
+    save_every: int = 500  # steps between states to resume from
+    seed: int = 0  # order of the rows
+
+
+def token_losses(model, batch):
+    """-log p of every label, (N,); 0 where it is ignored."""
+    return -model(batch.input_ids, batch.position_ids, batch.cu_seqlens, labels=batch.labels)
+
+
+def by_source(values, batch):
+    """Sum values (N,) over the tokens of each source -> (number of sources,) float64."""
+    source = batch.source.repeat_interleave(batch.cu_seqlens.diff())  # (N,)
+    return torch.stack([values[source == i].sum().double() for i in range(len(SOURCES))])
+
+
+@torch.no_grad()
+def heldout_loss(model, plan, families, sources, cfg, rank, world, device):
+    """{"heldout/text": mean loss, ...} over all held-out tokens, the same on every rank."""
+    sums = torch.zeros(2, len(SOURCES), dtype=torch.float64, device=device)
+    for step in range(plan.steps if plan else 0):
+        for batch in micro_batches(
+            plan, families, step, rank, world, cfg.micro_batch_tokens, sources
+        ):
+            batch = batch.to(device)
+            sums[0] += by_source(token_losses(model, batch), batch)
+            sums[1] += by_source(batch.labels != IGNORE, batch)
+    total, count = sum_over_ranks(sums)
+    return {f"heldout/{s}": (total[i] / count[i]).item() for i, s in enumerate(SOURCES) if count[i]}
+
+
+def main(cfg):
+    rank, world, device = parallel.init(cfg.device)
+    parallel.catch_stop_signals()
+
+    files = [f for f in f"{cfg.text},{cfg.chat}".split(",") if f]
+    run = resume.identity(cfg, files)
+    if resume.finished(cfg.out_dir, run):
+        return print0(f"{cfg.out_dir}: this run has ended already")
+    describe_run(cfg, __file__)
+
+    tokenizer = Tokenizer(cfg.init_from)
+    text = load_text(cfg.text, tokenizer, cfg.max_length)[0] if cfg.text else []
+    chat = load_chat(cfg.chat, tokenizer, cfg.max_length)[0] if cfg.chat else []
+    families, sources = mix(text, chat, cfg.mix if chat else "all", cfg.seed)
+    plan = Plan(list(map(size, families)), cfg.max_length, cfg.batch_tokens, cfg.epochs, cfg.seed)
+    held = (None, [], [])
+    if cfg.heldout_text or cfg.heldout_chat:
+        texts = (
+            load_text(cfg.heldout_text, tokenizer, cfg.max_length)[0] if cfg.heldout_text else []
+        )
+        chats = (
+            load_chat(cfg.heldout_chat, tokenizer, cfg.max_length)[0] if cfg.heldout_chat else []
+        )
+        held = (texts + chats, [0] * len(texts) + [1] * len(chats))
+        held = (Plan(list(map(size, held[0])), cfg.max_length, cfg.batch_tokens, 1, 0), *held)
+
+    model = Llama.from_pretrained(cfg.init_from, "meta")
+    tokenizer.check_fits(model.config.vocab_size)
+    model = parallel.shard(model, device, cfg.dtype, cfg.recompute)
+    load_weights(model, cfg.init_from)
+    optimizer = build_optimizer(model, cfg.lr, cfg.weight_decay)
+    start = resume.load(cfg.out_dir, model, optimizer, run)
+    log = Metrics(cfg.out_dir, start, device, model.config)
+    print0(f"{cfg.out_dir}: step {start} of {plan.steps}, rows {plan.fill:.1%} full, {world} ranks")
+
+    bar = tqdm(range(start, plan.steps), initial=start, total=plan.steps, disable=rank != 0)
+    for step in bar:
+        micro = micro_batches(plan, families, step, rank, world, cfg.micro_batch_tokens, sources)
+        micro = [batch.to(device) for batch in micro]
+        # Every rank divides by the targets of all ranks and micro-batches, known before the first
+        # backward: uneven micro-batches then add up to exactly one big batch.
+        targets = sum(by_source(batch.labels != IGNORE, batch) for batch in micro)  # (2,)
+        stop = torch.tensor([len(parallel.stop_signals)], device=device)
+        *targets, stop = sum_over_ranks(torch.cat([targets, stop]))
+        if stop:
+            if step > start:
+                resume.save(cfg.out_dir, step, model, optimizer, run)
+            return print0(f"\nstopped before step {step}; the same command goes on from here")
+
+        total = torch.zeros(len(SOURCES), dtype=torch.float64, device=device)
+        for i, batch in enumerate(micro):
+            model.set_requires_gradient_sync(i == len(micro) - 1)  # reduce gradients once per step
+            losses = token_losses(model, batch)
+            (losses.sum() * world / sum(targets)).backward()  # FSDP averages over the ranks
+            total += by_source(losses.detach(), batch)
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip).full_tensor()
+        if not grad_norm.isfinite():
+            raise UserError(f"step {step}: the gradient is {grad_norm.item()}; lower --lr")
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, plan.steps, cfg.lr, cfg.warmup, cfg.schedule)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        last = step + 1 == plan.steps
+        log.count(families[i] for packed in plan.rows(step) for i in packed)
+        total = sum_over_ranks(total)
+        values = {"loss": (sum(total) / sum(targets)).item(), "grad_norm": grad_norm.item()}
+        values |= {
+            f"loss/{s}": (t / n).item()
+            for s, t, n in zip(SOURCES, total, targets, strict=True)
+            if n
+        }
+        if (step + 1) % cfg.eval_every == 0 or last:
+            values |= heldout_loss(model, *held, cfg, rank, world, device)
+        row = log.log(step, **values, lr=group["lr"])
+        bar.set_postfix(loss=f"{row['loss']:.3f}", tok_s=f"{row['tokens_per_second']:.0f}")
+        if (step + 1) % cfg.save_every == 0 and not last:
+            resume.save(cfg.out_dir, step + 1, model, optimizer, run)
+
+    save_pretrained(model, cfg.out_dir, cfg.init_from)
+    resume.finish(cfg.out_dir, run)
+    if rank == 0:
+        plot_metrics(cfg.out_dir)
+    print0(f"{cfg.out_dir}: done")
+
+
+if __name__ == "__main__":
+    with parallel.clean_exit():
+        main(parse(Config))
