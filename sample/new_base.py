@@ -34,7 +34,7 @@ SHAPE = {  # Hugging Face names; 0.9M parameters
     "intermediate_size": 352,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
-    "num_key_value_heads": 4,
+    "num_key_value_heads": 2,
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,
@@ -88,10 +88,12 @@ def weights(vocab_size: int, seed: int) -> dict[str, torch.Tensor]:
     """Random weights under the names of Hugging Face; the tied head is not stored."""
     generator = torch.Generator().manual_seed(seed)
     d, f = SHAPE["hidden_size"], SHAPE["intermediate_size"]
+    kv = d // SHAPE["num_attention_heads"] * SHAPE["num_key_value_heads"]
     shapes = {"model.embed_tokens": (vocab_size, d)}
     for i in range(SHAPE["num_hidden_layers"]):
         layer = f"model.layers.{i}"
-        shapes |= {f"{layer}.self_attn.{name}_proj": (d, d) for name in "qkvo"}
+        shapes |= {f"{layer}.self_attn.{name}_proj": (d, d) for name in "qo"}
+        shapes |= {f"{layer}.self_attn.{name}_proj": (kv, d) for name in "kv"}
         shapes |= {f"{layer}.mlp.{name}_proj": (f, d) for name in ("gate", "up")}
         shapes |= {f"{layer}.mlp.down_proj": (d, f)}
         shapes |= {f"{layer}.{name}_layernorm": (d,) for name in ("input", "post_attention")}

@@ -219,7 +219,8 @@ def make(seed: int) -> dict[str, list[dict]]:
         "eval/reasoning.jsonl": exam_rows("exam", test),
         "eval/reasoning_dev.jsonl": exam_rows("exam-dev", dev),
         "eval/instruction_following.jsonl": format_rows(asked_people, 400, rng),
-        "eval/general.jsonl": fact_rows("person", people, rng) + exam_rows("everyday", everyday),
+        "eval/general.jsonl": fact_rows("person", people, rng)
+        + [eval_row("everyday", q, solution) for _, q, solution, _ in everyday],
     }  # fmt: skip
 
     files["base_text.jsonl"] = (
