@@ -313,14 +313,21 @@ def chat(model, tokenizer, cfg):
         messages.append({"role": "assistant", "content": reply})
 
 
+def load(path, device="auto", dtype="auto"):
+    """(model, tokenizer) of a checkpoint folder, ready to sample. UserError under torchrun."""
+    _, world, device = parallel.init(device)
+    if world > 1:
+        raise UserError("sampling runs as a single process: python, not torchrun")
+    tokenizer = Tokenizer(path)
+    model = Llama.from_pretrained(path, device, parallel.auto_dtype(dtype, device)).eval()
+    tokenizer.check_fits(model.config.vocab_size)
+    return model, tokenizer
+
+
 def main(cfg):
-    _, _, device = parallel.init(cfg.device)
     if not cfg.chat and not cfg.prompt.strip():
         raise UserError('nothing to answer: give --prompt "some text", or --chat')
-    tokenizer = Tokenizer(cfg.init_from)
-    dtype = parallel.auto_dtype(cfg.dtype, device)
-    model = Llama.from_pretrained(cfg.init_from, device, dtype).eval()
-    tokenizer.check_fits(model.config.vocab_size)
+    model, tokenizer = load(cfg.init_from, cfg.device, cfg.dtype)
     if cfg.chat:
         chat(model, tokenizer, cfg)
     else:

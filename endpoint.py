@@ -1,0 +1,159 @@
+"""A judge behind an OpenAI-compatible endpoint: many requests in flight, patience, no surprises.
+
+    POST base_url/chat/completions  {"model", "messages", "temperature", "max_tokens", "seed"}
+    200                             text, finish_reason, usage
+    408 409 425 429 5xx, no reply   wait (Retry-After, else longer each time), ask again
+    401 403 404, a redirect         stop: no other request would fare better
+    any other 4xx                   leave this request out
+
+The key comes from the environment and goes into the Authorization header, nowhere else. Only the
+content of a reply is read: what a server sends beside it (reasoning_content) is no part of it.
+"""
+
+import json
+import math
+import random
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from itertools import islice
+from urllib.parse import urlsplit
+
+from config import UserError
+
+RETRY = {408, 409, 425, 429}  # and every 5xx
+HOPELESS = {301, 302, 303, 307, 308, 401, 403, 404}
+REPLY_BYTES = 16 * 2**20
+LONGEST_PAUSE = 300.0  # seconds, whatever Retry-After says
+
+
+class Unanswered(Exception):
+    """A request without a reply. `fatal`: no other request would fare better."""
+
+    def __init__(self, reason, fatal=False):
+        super().__init__(reason)
+        self.fatal = fatal
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args):
+        return None  # a redirect would carry the key to another host: it becomes an HTTPError
+
+
+def check_endpoint(base_url, key):
+    """UserError for an address or key that cannot be used; the message never shows the key."""
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"--base_url {base_url!r}: must be like http://host:port/v1")
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError("OPENAI_API_KEY holds a space, line break or character no key can have")
+
+
+def read_body(response, deadline):
+    """The bytes of a reply. A socket's timeout starts anew with every packet, the deadline not."""
+    body = b""
+    while chunk := response.read1(65536):
+        body += chunk
+        if len(body) > REPLY_BYTES:
+            raise ValueError("reply larger than 16 MB")
+        if time.monotonic() > deadline:
+            raise TimeoutError("timed out")
+    return body
+
+
+def read_reply(body):
+    """(text, finish_reason, usage) of a chat completion. ValueError if it is something else."""
+    try:
+        value = json.loads(body)
+        choice = value["choices"][0]
+        text = choice["message"]["content"] or ""  # null when only reasoning or a refusal came
+        finish, usage = choice.get("finish_reason") or "stop", value.get("usage") or {}
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        raise ValueError("the reply is not a chat completion") from None
+    if not isinstance(text, str) or not isinstance(finish, str):
+        raise ValueError("the reply is not a chat completion")
+    return text.encode("utf-8", "replace").decode(), finish, usage if type(usage) is dict else {}
+
+
+def retry_after(headers):
+    """Seconds that a Retry-After header (a number or a date) asks for, 0 without one."""
+    value = headers.get("Retry-After", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError):
+            seconds = 0
+    return min(max(seconds, 0.0), LONGEST_PAUSE) if math.isfinite(seconds) else 0
+
+
+def post(body, cfg, key):
+    """One request to the endpoint, again after a pause while that may help.
+
+    Returns {"raw", "finish", "usage", "latency_s", "tries"}. Raises Unanswered.
+    """
+    url = cfg.base_url.rstrip("/") + "/chat/completions"
+    local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
+    proxy = [urllib.request.ProxyHandler({})] if local else []
+    opener = urllib.request.build_opener(NoRedirect, *proxy)
+    headers = {"Content-Type": "application/json"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+
+    def redact(text):  # some endpoints repeat the key; "EMPTY" and the like are no keys
+        return text.replace(key, "[key]") if len(key) >= 8 else text
+
+    start = time.monotonic()
+    for tries in range(1, cfg.retries + 2):
+        pause = cfg.backoff_s * 2 ** (tries - 1) * (1 + random.random()) / 2
+        begin = time.monotonic()
+        try:
+            with opener.open(request, timeout=cfg.timeout_s) as response:
+                raw, finish, usage = read_reply(read_body(response, begin + cfg.timeout_s))
+            latency = round(time.monotonic() - start, 3)
+            usage = json.loads(redact(json.dumps(usage)))
+            reply = {"raw": redact(raw), "finish": redact(finish), "usage": usage}
+            return reply | {"latency_s": latency, "tries": tries}
+        except urllib.error.HTTPError as error:
+            with error:
+                text = error.read(2000).decode("utf-8", "replace")
+            reason = redact(f"HTTP {error.code}: {' '.join(text.split())[:300]}")
+            if error.code not in RETRY and error.code < 500:
+                raise Unanswered(reason, error.code in HOPELESS) from None
+            pause = max(pause, retry_after(error.headers))
+        except (OSError, HTTPException, ValueError) as error:
+            reason = redact(str(getattr(error, "reason", error)) or type(error).__name__)
+        if tries <= cfg.retries:
+            time.sleep(pause)
+    raise Unanswered(f"{reason} ({tries} tries)")
+
+
+def ask_http(bodies, cfg, key):
+    """Yields (index, reply or Unanswered) as they arrive, `concurrency` requests at a time.
+
+    When the endpoint is beyond hope (fatal, or more failures in a row than requests in flight) no
+    more are sent; replies on their way are still delivered. Unsent requests yield nothing.
+    """
+    todo, running, failures = enumerate(bodies), {}, 0
+    with ThreadPoolExecutor(cfg.concurrency) as pool:
+        while True:
+            if failures <= cfg.concurrency:
+                for i, body in islice(todo, cfg.concurrency - len(running)):
+                    running[pool.submit(post, body, cfg, key)] = i
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                i, error = running.pop(future), future.exception()
+                if error is None:
+                    failures = 0
+                    yield i, future.result()
+                elif isinstance(error, Unanswered):
+                    failures = math.inf if error.fatal else failures + 1
+                    yield i, error
+                else:
+                    raise error

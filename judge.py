@@ -1,0 +1,284 @@
+"""The judge of a solution: what it is asked, who answers, and how strictly its reply is read.
+
+    outcome  (FAP): is the final answer the reference's?          -> Correctness: correct | wrong
+    stepwise (SCP): where does a wrong solution leave the path?   -> quotes and one corrected step
+
+A generative reward model in the sense of arXiv:2501.04961 section 5.3: prompted, not trained, and
+always given the reference answer. Three judges answer the same requests: an OpenAI-compatible
+endpoint (endpoint.py), a local checkpoint, and a comparison of final answers by rule.
+"""
+
+import hashlib
+import json
+import math
+import re
+import time
+
+from config import UserError
+from endpoint import Unanswered
+from generate import stream
+
+OUTCOME = """\
+Below are a question, a reference answer and an answer somebody proposes. Decide whether the \
+proposal arrives at the reference's final answer.
+
+<question>
+{question}
+</question>
+<reference>
+{reference}
+</reference>
+<answer>
+{answer}
+</answer>
+
+Take the final answer out of the reference and out of the proposal (an option letter, a number, a \
+short text) and compare the two. Do not solve the question yourself and do not mark the way that \
+leads there. A proposal that commits itself to no final answer, or to more than one, is wrong.
+Reply with one JSON object and nothing else:
+{{"Justification": "<the two final answers and how they compare, at most 100 words>", \
+"Correctness": "<correct or wrong>"}}"""
+
+STEPWISE = """\
+Below are a question, a reference answer and a solution that ends in a wrong answer. Find the \
+step at which the solution first goes wrong, and write that step as it should have been.
+
+<question>
+{question}
+</question>
+<reference>
+{reference}
+</reference>
+<answer>
+{answer}
+</answer>
+
+Reply with one JSON object and nothing else, with these keys:
+"Justification": at most 100 words: what is wrong with the step, why everything before it is \
+right, and how the correction puts the solution back on its way.
+"First incorrect step": the first wrong step, quoted character by character: a step on the way, \
+not the final answer.
+"Reasoning up to incorrect": everything before that step, quoted character by character; empty if \
+the first step is already wrong.
+"Step correction": the one step that should follow from the question and the reasoning so far: a \
+single correct step, neither a question nor a comment on the task.
+If no step on the way is wrong, leave the last three empty."""
+
+PROMPTS = {"outcome": OUTCOME, "stepwise": STEPWISE}
+KEYS = {
+    "outcome": {"Justification", "Correctness"},
+    "stepwise": {
+        "Justification",
+        "First incorrect step",
+        "Reasoning up to incorrect",
+        "Step correction",
+    },
+}
+TAG = re.compile(r"<(?=\s*/?\s*(?:question|reference|answer)\b)", re.I)
+# No text: control characters, half surrogates, and U+FFFD, which stands for bytes that were none.
+BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffd]")
+
+
+# ---- the question and its reply -----------------------------------------------------------------
+
+
+def shield(text):
+    """Text that cannot open or close a part of the prompt; every character keeps its place."""
+    return TAG.sub("‹", text)
+
+
+def build_request(kind, attempt, question, reference, answer, model, max_tokens, seed):
+    """The body of a chat request. Attempt 1 is greedy, the next ones sample with other seeds."""
+    parts = {"question": question, "reference": reference, "answer": answer}
+    text = PROMPTS[kind].format(**{name: shield(part) for name, part in parts.items()})
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": text}],
+        "temperature": 0.0 if attempt == 1 else 0.7,
+        "max_tokens": max_tokens,
+        "seed": seed + attempt - 1,
+    }
+
+
+def sha(body):
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def unique_keys(pairs):
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("the same key twice")
+    return dict(pairs)
+
+
+def parse_reply(raw, finish, kind):
+    """(object, None) or (None, why it is invalid): one JSON object with exactly its keys."""
+    if finish != "stop":
+        return None, f"reply ended by {finish}"
+    text = raw.rpartition("</think>")[2].strip()  # what a reasoning model said to itself
+    fence = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.S)
+    try:
+        parsed = json.loads(fence[1] if fence else text, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError):
+        return None, "reply is not one JSON object"
+    if not isinstance(parsed, dict) or set(parsed) != KEYS[kind]:
+        return None, "reply has other keys than asked for"
+    if any(not isinstance(value, str) or BROKEN.search(value) for value in parsed.values()):
+        return None, "reply has a value that is not plain text"
+    if kind == "outcome" and parsed["Correctness"] not in ("correct", "wrong"):
+        return None, "Correctness is neither correct nor wrong"
+    if kind == "stepwise":
+        step, correction = parsed["First incorrect step"].strip(), parsed["Step correction"].strip()
+        if bool(step) != bool(correction) or not step and parsed["Reasoning up to incorrect"]:
+            return None, "a step without correction, or the other way round"
+    return parsed, None
+
+
+def locate(text, prefix, step):
+    """(start, end) of the quoted step in a solution, None if the quotes are not in it.
+
+    The prefix must stand directly before the step, and an empty one means the solution's very
+    start. Runs of white space count as equal; a quote may not begin or end inside a word or number.
+    """
+
+    def pattern(quote):
+        words = quote.split()
+        begin = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
+        end = r"(?!\w|[.,]\d)" if re.search(r"\w$", words[-1]) else ""
+        return begin + r"\s+".join(map(re.escape, words)) + end
+
+    if not step.strip():
+        return None
+    before = pattern(prefix) if prefix.strip() else r"\A"
+    found = re.search(rf"{before}\s*({pattern(step)})", shield(text))
+    return found.span(1) if found else None
+
+
+def count_steps(text):
+    """Steps in a part of a solution: lines, and within a line whatever `Step 3:` begins."""
+    return sum(bool(s.strip()) for s in re.split(r"\n+|(?=\bstep\s+\d+\s*[:.)])", text, flags=re.I))
+
+
+# ---- judges that need no endpoint ---------------------------------------------------------------
+
+ANSWER = re.compile(
+    r"\[\[(.+?)\]\]|\\boxed\{([^{}]*)\}|^####\s*(.+?)\s*$"
+    r"|\banswer\s*(?:is\b\s*:?|:|=)\s*(.+?)(?=\.\s|\.?\s*$)",
+    re.I | re.M,
+)
+NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?|[-+]?\.\d+")
+
+
+def plain(text):
+    return " ".join(text.casefold().strip(" \t\n[](){}*$€£\"'`.").split())
+
+
+def final_answer(text):
+    """The final answer a solution commits itself to; None if there is none or more than one."""
+    found = [next(group for group in m.groups() if group) for m in ANSWER.finditer(text)]
+    return found[-1].strip() if len({plain(answer) for answer in found}) == 1 else None
+
+
+def same_answer(final, reference):
+    """Whether two final answers agree: as numbers, as option letters, else as plain text."""
+    final, reference = plain(final), plain(reference)
+    numbers = [NUMBER.findall(text) for text in (final, reference)]
+    if NUMBER.fullmatch(reference.rstrip("% ")):
+        a, b = ([float(number.replace(",", "")) for number in found] for found in numbers)
+        return len(a) == 1 and math.isclose(a[0], b[0], rel_tol=1e-9)
+    if re.fullmatch(r"[a-j]", reference):
+        letter = re.match(r"([a-j])(?:[).:,\]]|$)", final)
+        return bool(letter) and letter[1] == reference
+    return final == reference
+
+
+def ask_exact(bodies, trajectories):
+    """The comparison by rule, in the form of a judge's replies."""
+    for i, record in enumerate(trajectories):
+        why = f"The final answer is {record['final']}, the reference's is {record['answer']}."
+        parsed = {"Justification": why, "Correctness": "correct" if record["correct"] else "wrong"}
+        reply = {"raw": json.dumps(parsed, ensure_ascii=False), "finish": "stop", "usage": {}}
+        yield i, reply | {"latency_s": 0.0, "tries": 1}
+
+
+def ask_local(bodies, model, tokenizer):
+    """The same from a local checkpoint: the request as a user message in its chat template."""
+    context = model.config.max_position_embeddings
+    groups = {}  # one batch per temperature
+    for i, body in enumerate(bodies):
+        ids = tokenizer.prompt(body["messages"])
+        if len(ids) < context:
+            groups.setdefault((body["temperature"], body["max_tokens"]), []).append((i, ids))
+        else:
+            yield i, Unanswered(f"the request is longer than the judge's context of {context}")
+    start = time.monotonic()
+    for (temperature, max_tokens), members in groups.items():
+        order, prompts = zip(*members, strict=True)
+        seeds = [bodies[i]["seed"] for i in order]
+        for j, _, out in stream(
+            model, prompts, tokenizer.stop_ids, max_tokens, temperature, seeds=seeds
+        ):
+            if out.finish:
+                usage = {"prompt_tokens": len(prompts[j]), "completion_tokens": len(out.logprobs)}
+                reply = {"raw": tokenizer.decode(out.ids), "finish": out.finish, "usage": usage}
+                seconds = round(time.monotonic() - start, 3)
+                yield order[j], reply | {"latency_s": seconds, "tries": 1}
+
+
+# ---- the log of verdicts ------------------------------------------------------------------------
+
+
+def unusable(record):
+    """Why a solution is neither judged nor used, or None."""
+    if record["finish"] != "stop":
+        return "cut off"
+    if not record["text"].strip():
+        return "empty"
+    return "with broken characters" if BROKEN.search(record["text"]) else None
+
+
+def next_request(cfg, model, record, logged):
+    """(verdict id, kind, attempt, body, trajectory) that a trajectory needs next, or None."""
+    question = record["prompt"][0]["content"]
+    if len(record["prompt"]) > 1:
+        question = "\n\n".join(f"{m['role']}: {m['content']}" for m in record["prompt"])
+    reference = "\n".join(filter(None, [record.get("solution"), record["answer"]]))
+    parts = question, reference, record["text"], model, cfg.max_tokens, cfg.seed
+    for kind in ("outcome", "stepwise"):
+        for attempt in range(1, cfg.asks + 1):
+            name = f"{record['id']}/{kind}/{attempt}"
+            body = build_request(kind, attempt, *parts)
+            verdict = logged.get(name)
+            if verdict is None:
+                return name, kind, attempt, body, record
+            if verdict["request_sha"] != sha(body):
+                raise UserError(f"{cfg.verdicts}: {name}: was asked of another judge or with other "
+                                "settings: take another --verdicts")  # fmt: skip
+            if verdict["parsed"]:
+                break
+        else:
+            return None  # asked often enough, never valid
+        if verdict["parsed"].get("Correctness") == "correct" or not cfg.stepwise:
+            return None
+    return None
+
+
+def read_verdict(request, judge, reply):
+    """The record of one reply to one request. Invalid: `parsed` null, `reason` says why."""
+    name, kind, attempt, body, record = request
+    parsed, reason = parse_reply(reply["raw"], reply["finish"], kind)
+    first_error = correction = None
+    if parsed and kind == "stepwise":
+        step, prefix = parsed["First incorrect step"], parsed["Reasoning up to incorrect"]
+        span = locate(record["text"], prefix, step)
+        if not step.strip():
+            first_error = -1  # only the final answer is wrong
+        elif span is None:
+            parsed, reason = None, "quotes are not in the solution"
+        else:
+            first_error = count_steps(record["text"][: span[0]])
+            correction = parsed["Step correction"].strip()
+    raw = reply["raw"].replace("\0", "\ufffd")  # the strict reader refuses NUL
+    verdict = {"id": name, "trajectory": record["id"], "request_sha": sha(body), "judge": judge}
+    verdict |= {"kind": kind, "raw": raw, "parsed": parsed, "reason": reason}
+    verdict |= {"first_error": first_error, "correction": correction, "attempts": attempt}
+    return verdict | {name: reply[name] for name in ("finish", "tries", "latency_s", "usage")}
