@@ -3,10 +3,10 @@
     python train_sft.py                                        the sample world, on whatever is here
     torchrun --nproc_per_node 8 train_sft.py --init_from out/cpt --chat chat.jsonl --lr 5e-6
 
-    loss = -(sum of log-probs over the assistants' tokens and turn ends) / (their number on all ranks)
+    loss = -(sum of log-probs over assistant tokens and turn ends) / (their number on all ranks)
 
-With --pairs it trains on the chosen side of preference pairs: the control that tells what preference
-alignment adds to having seen good answers.
+With --pairs it trains on the chosen side of preference pairs: the control that tells what
+preference alignment adds to having seen good answers.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,93 @@
+"""Log-probs of replies; and those under the DPO reference, computed once before the first step,
+kept in the folder of the run, and checked when read back.
+
+The reference is the checkpoint that the policy starts from. Its log-probs are constants of the run,
+so no second model has to stay in memory.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+import parallel
+from checkpoint import barrier
+from config import UserError
+from packing import IGNORE, Plan, micro_batches, size
+from resume import sha256
+
+CODE = ("model.py", "data.py", "packing.py", "tokenizer.py", "reference.py", "kernels/*.py")
+
+
+def pair_logps(model, batch):
+    """Summed log-prob of each reply given its prompt, and its number of tokens.
+
+    batch holds families of prompt, chosen, rejected. Returns (P, 2), (P, 2): chosen and rejected.
+    """
+    logprobs = model(
+        batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.labels, batch.parent
+    )  # (N,)
+    doc = torch.arange(len(batch.parent), device=logprobs.device)
+    doc = doc.repeat_interleave(batch.cu_seqlens.diff())  # (N,): the document of each token
+    logps = logprobs.new_zeros(len(batch.parent)).index_add(0, doc, logprobs)  # (B,)
+    trained = (batch.labels != IGNORE).to(logps.dtype)
+    tokens = torch.zeros_like(logps).index_add(0, doc, trained)
+    reply = batch.parent >= 0  # behind each prompt stand its chosen and its rejected reply
+    return logps[reply].view(-1, 2), tokens[reply].view(-1, 2)
+
+
+def pair_index(batch):
+    """Which pair of the data each family of a batch is, (P,)."""
+    return batch.source[batch.parent >= 0].view(-1, 2)[:, 0]
+
+
+def tolerance(logps, dtype):
+    """How far a log-prob may move when its pair is packed with others: rounding, no more."""
+    return 1e-3 if dtype == torch.float32 else 0.02 * logps.abs() + 0.5
+
+
+@torch.no_grad()
+def reference_logps(model, families, cfg, run, device):
+    """(number of pairs, 2) log-probs of chosen and rejected under the model as it is now.
+
+    All ranks share the work. A stored result is used only under the same key, and after some pairs
+    were computed again: UserError if they differ.
+    """
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    path = Path(cfg.out_dir) / f"reference-{reference_key(cfg, run, len(families))}.safetensors"
+    stored = load_file(path)["logps"].to(device) if path.exists() else None
+    some = families if stored is None else families[:8]
+    plan = Plan(list(map(size, some)), cfg.max_length, cfg.batch_tokens, 1, 0)
+    logps = torch.zeros(len(some), 2, device=device)
+    hidden = rank != 0 or stored is not None
+    for step in tqdm(range(plan.steps), "reference", disable=hidden, mininterval=1):
+        for batch in micro_batches(
+            plan, some, step, rank, world, cfg.micro_batch_tokens, range(len(some))
+        ):
+            batch = batch.to(device)
+            logps[pair_index(batch)] = pair_logps(model, batch)[0].float()
+    logps = parallel.sum_over_ranks(logps)
+    if stored is not None:
+        gap = (logps - stored[: len(some)]).abs()
+        if (gap > tolerance(logps, parallel.auto_dtype(cfg.dtype, device))).any():
+            raise UserError(f"{path}: is not of this model and data; delete it")
+        return stored
+    if rank == 0:
+        save_file({"logps": logps.cpu()}, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").rename(path)
+    barrier()
+    return logps
+
+
+def reference_key(cfg, run, pairs):
+    """Hash of all that the log-probs depend on: weights, data, tokenizer, lengths, dtype, code."""
+    here, source = Path(__file__).parent, Path(cfg.init_from)
+    code = [file for pattern in CODE for file in sorted(here.glob(pattern))]
+    texts = [source / name for name in ("tokenizer.json", "tokenizer_config.json", "config.json")]
+    hashes = [sha256(file) for file in [*code, *texts] if file.exists()]
+    files = {k: v for k, v in run.items() if Path(k).suffix in (".jsonl", ".safetensors")}
+    parts = [files, hashes, pairs, cfg.max_length, cfg.dtype]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,239 @@
+"""Preference alignment: DPO with an NLL term (FinDAP stage 2; arXiv:2305.18290, arXiv:2404.19733).
+
+    python train_dpo.py                                        the sample world, on whatever is here
+    torchrun --nproc_per_node 8 train_dpo.py --init_from out/cpt --pairs pairs.jsonl --lr 5e-7
+
+A pair is a family of packed documents: the prompt once, chosen and rejected as its two children.
+The reference is the model before the first step; its log-probs are computed once and kept.
+
+    loss = mean over pairs of -log sigmoid(beta * (margin of the policy - margin of the reference))
+         + nll_coef * mean over chosen tokens of -log p
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import parallel
+import resume
+from checkpoint import load_weights, save_pretrained
+from config import UserError, parse
+from data import load_pairs
+from metrics import Metrics, describe_run, plot_metrics
+from model import Llama
+from optim import build_optimizer, lr_at
+from packing import IGNORE, Plan, micro_batches, size
+from parallel import print0, sum_over_ranks
+from reference import pair_index, pair_logps, reference_logps, tolerance
+from tokenizer import Tokenizer
+
+
+@dataclass
+class Config:
+    init_from: str = "sample/base"  # checkpoint folder: config.json, safetensors, tokenizer.json
+    out_dir: str = "out/dpo"  # the trained folder; a stopped run goes on from here
+    pairs: str = "sample/data/pairs.jsonl"  # {"prompt", "chosen", "rejected"} rows, comma separated
+    heldout_pairs: str = ""  # measured, never trained; "" = none
+    beta: float = 0.1  # DPO temperature: higher stays closer to the reference
+    nll_coef: float = 1.0  # weight of the NLL of the chosen replies; 0 = plain DPO
+    nll_norm: str = (
+        "tokens"  # mean over the step's chosen tokens (TRL), or over sequence means (RPO)
+    )
+    length_norm: bool = False  # mean instead of summed log-probs per reply; wants a larger beta
+    max_length: int = 256  # tokens of a packed row; longer pairs are skipped and counted
+    batch_tokens: int = 2048  # tokens per step, over all ranks and micro-batches
+    micro_batch_tokens: int = 2048  # tokens per rank in one forward: as many as fit
+    epochs: float = 1.0  # passes over the pairs
+    lr: float = 3e-4  # peak learning rate (paper, 8B: 5e-7)
+    warmup: float = 0.1  # share of the steps that the rate rises
+    schedule: str = "linear"  # then linear, cosine or constant
+    weight_decay: float = 0.1  # on matrices
+    grad_clip: float = 1.0  # largest global gradient norm
+    warn_nats: float = 20.0  # say so when chosen replies have lost this much log-prob
+    dtype: str = "auto"  # of the forward pass; master weights are fp32 always
+    recompute: bool = False  # recompute activations in the backward pass: less memory, slower
+    device: str = "auto"  # cpu or cuda
+    eval_every: int = 50  # steps between held-out losses
+    save_every: int = 500  # steps between states to resume from
+    seed: int = 0  # order of the pairs
+
+
+def dpo_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta):
+    """Direct Preference Optimization, eq. 7 of arXiv:2305.18290. All inputs (P,) log-probs.
+
+    beta * (policy - reference) acts as the reward that the policy assigns to a reply; the loss is
+    the logistic loss of the reward margin, log 2 as long as policy == reference.
+    Returns losses, rewards of chosen, rewards of rejected, (P,) each.
+    """
+    chosen_rewards = beta * (policy_chosen - ref_chosen)
+    rejected_rewards = beta * (policy_rejected - ref_rejected)
+    return -F.logsigmoid(chosen_rewards - rejected_rewards), chosen_rewards, rejected_rewards
+
+
+SHOWN = "rewards/chosen rewards/rejected rewards/accuracies logps/chosen logps/rejected gap".split()
+
+
+def step_sums(model, batch, reference, cfg):
+    """What a micro-batch adds to its step, summed over its pairs: DPO and NLL loss (2,), with their
+    gradient, and the values named in SHOWN (6,)."""
+    logps, tokens = pair_logps(model, batch)  # (P, 2), (P, 2)
+    ref = reference[pair_index(batch)]  # (P, 2)
+    norm = tokens if cfg.length_norm else 1
+    losses, chosen, rejected = dpo_loss(*(logps / norm).T, *(ref / norm).T, cfg.beta)
+    nll = -logps[:, 0] / (tokens[:, 0] if cfg.nll_norm == "sequence" else 1)
+    gap = (logps - ref).abs().mean(1)
+    shown = [chosen, rejected, (chosen > rejected).double(), *logps.T, gap]
+    shown = torch.stack([x.detach().double().sum() for x in shown])
+    return torch.stack([losses.sum(), nll.sum()]), shown
+
+
+def step_counts(batch):
+    """Pairs and chosen tokens of a micro-batch, (2,)."""
+    reply = (batch.parent >= 0).nonzero().flatten()
+    doc = torch.arange(len(batch.parent)).repeat_interleave(batch.cu_seqlens.diff().cpu())
+    chosen = torch.isin(doc.to(reply.device), reply[::2]) & (batch.labels != IGNORE)
+    return torch.stack([torch.tensor(len(reply) // 2, device=reply.device), chosen.sum()])
+
+
+def step_values(total, pairs, means, cfg):
+    """The sums of a step, (8,) over all ranks, as the values that are logged, under TRL's names."""
+    dpo, nll = (total[:2] / means).tolist()
+    values = {"loss": dpo + cfg.nll_coef * nll, "loss/dpo": dpo, "loss/nll": nll}
+    values |= dict(zip(SHOWN, (total[2:] / pairs).tolist(), strict=True))
+    values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
+    return values
+
+
+@torch.no_grad()
+def heldout_values(model, plan, families, reference, cfg, rank, world, device):
+    """{"heldout/loss": ..., ...} over all held-out pairs, the same on every rank."""
+    total = torch.zeros(10, dtype=torch.float64, device=device)
+    for step in range(plan.steps if plan else 0):
+        for batch in micro_batches(
+            plan, families, step, rank, world, cfg.micro_batch_tokens, range(len(families))
+        ):
+            batch = batch.to(device)
+            losses, shown = step_sums(model, batch, reference, cfg)
+            total += torch.cat([step_counts(batch), losses, shown])
+    total = sum_over_ranks(total)
+    if not total[0]:
+        return {}
+    means = torch.stack([total[0], total[0 if cfg.nll_norm == "sequence" else 1]])
+    values = step_values(total[2:], total[0], means, cfg)
+    return {f"heldout/{k.replace('/', '_')}": v for k, v in values.items() if "gap" not in k}
+
+
+def check_values(step, values, cfg, device):
+    """UserError if the first step does not begin at the reference; a note when chosen replies fade.
+
+    DPO lowers chosen log-probs happily as long as rejected ones fall faster; past some point the
+    model forgets how to answer. More NLL or a higher beta holds against it.
+    """
+    gap = values.pop("gap")
+    if step == 0:
+        near = tolerance(
+            torch.tensor(values["logps/chosen"]), parallel.auto_dtype(cfg.dtype, device)
+        )
+        if gap > near or abs(values["loss/dpo"] - math.log(2)) > cfg.beta * near + 1e-3:
+            raise UserError(
+                f"the policy does not begin at the reference: log-probs differ by {gap:.4f}, "
+                f"DPO loss {values['loss/dpo']:.4f} is not ln 2"
+            )
+    drop = -values["rewards/chosen"] / cfg.beta
+    if drop > cfg.warn_nats:
+        print0(
+            f"\nwarning: step {step}: chosen replies lost {drop:.1f} nats; raise nll_coef or beta"
+        )
+
+
+def main(cfg):
+    rank, world, device = parallel.init(cfg.device)
+    parallel.catch_stop_signals()
+
+    files = [f for f in cfg.pairs.split(",") if f]
+    run = resume.identity(cfg, files)
+    if resume.finished(cfg.out_dir, run):
+        return print0(f"{cfg.out_dir}: this run has ended already")
+    describe_run(cfg, __file__)
+
+    tokenizer = Tokenizer(cfg.init_from)
+    families, _ = load_pairs(files, tokenizer, cfg.max_length)
+    plan = Plan(list(map(size, families)), cfg.max_length, cfg.batch_tokens, cfg.epochs, cfg.seed)
+    held = (None, [])
+    if cfg.heldout_pairs:
+        pairs, _ = load_pairs(cfg.heldout_pairs, tokenizer, cfg.max_length)
+        held = (Plan(list(map(size, pairs)), cfg.max_length, cfg.batch_tokens, 1, 0), pairs)
+    if cfg.nll_norm not in ("tokens", "sequence"):
+        raise UserError(f"nll_norm: {cfg.nll_norm!r} is not tokens or sequence")
+    if cfg.length_norm and cfg.beta < 1:
+        print0(f"note: beta {cfg.beta} is small for length-normalised log-probs; 2 to 10 is usual")
+
+    model = Llama.from_pretrained(cfg.init_from, "meta")
+    tokenizer.check_fits(model.config.vocab_size)
+    model = parallel.shard(model, device, cfg.dtype, cfg.recompute)
+    load_weights(model, cfg.init_from)
+    optimizer = build_optimizer(model, cfg.lr, cfg.weight_decay)
+    # Before resume.load, while the model still is the reference
+    reference = reference_logps(model, families, cfg, run, device)  # (number of pairs, 2)
+    held += (reference_logps(model, held[1], cfg, run, device) if held[1] else None,)
+    start = resume.load(cfg.out_dir, model, optimizer, run)
+    log = Metrics(cfg.out_dir, start, device, model.config)
+    print0(f"{cfg.out_dir}: step {start} of {plan.steps}, rows {plan.fill:.1%} full, {world} ranks")
+
+    bar = tqdm(range(start, plan.steps), initial=start, total=plan.steps, disable=rank != 0)
+    for step in bar:
+        micro = micro_batches(
+            plan, families, step, rank, world, cfg.micro_batch_tokens, range(len(families))
+        )
+        micro = [batch.to(device) for batch in micro]
+        # Every rank divides by the targets of all ranks and micro-batches, known before the first
+        # backward: uneven micro-batches then add up to exactly one big batch.
+        counts = sum(step_counts(batch) for batch in micro)  # (2,)
+        stop = torch.tensor([len(parallel.stop_signals)], device=device)
+        pairs, chosen_tokens, stop = sum_over_ranks(torch.cat([counts, stop]))
+        if stop:
+            if step > start:
+                resume.save(cfg.out_dir, step, model, optimizer, run)
+            return print0(f"\nstopped before step {step}; the same command goes on from here")
+
+        means = torch.stack([pairs, pairs if cfg.nll_norm == "sequence" else chosen_tokens])
+        weights = torch.tensor([1.0, cfg.nll_coef], device=device) / means  # of DPO and NLL
+        total = torch.zeros(2 + len(SHOWN), dtype=torch.float64, device=device)
+        for i, batch in enumerate(micro):
+            model.set_requires_gradient_sync(i == len(micro) - 1)  # reduce gradients once per step
+            losses, shown = step_sums(model, batch, reference, cfg)
+            ((losses * weights).sum() * world).backward()  # FSDP averages over the ranks
+            total += torch.cat([losses.detach(), shown])
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip).full_tensor()
+        if not grad_norm.isfinite():
+            raise UserError(f"step {step}: the gradient is {grad_norm.item()}; lower --lr")
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, plan.steps, cfg.lr, cfg.warmup, cfg.schedule)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        last = step + 1 == plan.steps
+        log.count(families[i] for packed in plan.rows(step) for i in packed)
+        values = step_values(sum_over_ranks(total), pairs, means, cfg)
+        check_values(step, values, cfg, device)
+        values["grad_norm"] = grad_norm.item()
+        if (step + 1) % cfg.eval_every == 0 or last:
+            values |= heldout_values(model, *held, cfg, rank, world, device)
+        row = log.log(step, **values, lr=group["lr"])
+        bar.set_postfix(loss=f"{row['loss']:.3f}", tok_s=f"{row['tokens_per_second']:.0f}")
+        if (step + 1) % cfg.save_every == 0 and not last:
+            resume.save(cfg.out_dir, step + 1, model, optimizer, run)
+
+    save_pretrained(model, cfg.out_dir, cfg.init_from)
+    resume.finish(cfg.out_dir, run)
+    if rank == 0:
+        plot_metrics(cfg.out_dir)
+    print0(f"{cfg.out_dir}: done")
+
+
+if __name__ == "__main__":
+    with parallel.clean_exit():
+        main(parse(Config))
