@@ -1,12 +1,12 @@
 """Public forms of the finance data sets -> FLARE rows for evaluate.py, chat rows for training.
 
-    SOURCE (csv, jsonl, CoNLL, ...) -> OUT/fpb.jsonl        {"id", "query", "answer", "choices", ...}
-                                    -> OUT/fpb_train.jsonl  {"messages": [user query, answer]}
+    SOURCE (csv, jsonl, CoNLL) -> OUT/fpb.jsonl        {"id", "query", "answer", "choices", ...}
+                               -> OUT/fpb_train.jsonl  {"messages": [user query, answer]}
 
 No sentence of the test rows is in the training rows: compared by letters and digits alone.
 
     python prepare.py fpb path/to/FinancialPhraseBank out/data
-    python prepare.py fomc path/to/fomc out/data && python evaluate.py --tasks fpb,fomc --data out/data
+    python evaluate.py --tasks fpb --data out/data --init_from out/smollm2 --out_dir out/fpb
 """
 
 import csv
@@ -136,7 +136,7 @@ def prepare_ner(source):
 
 
 def prepare_mmlu_finance(source):
-    """csv without header: question, four options, letter. Only the test half: dev is for few-shot."""
+    """csv without header: question, four options, letter. No training half: dev is for few-shot."""
     folder, rows = Path(source), []
     for subject in FINANCE_SUBJECTS:
         path = find(folder, f"test/{subject}_test.csv", f"{subject}_test.csv")

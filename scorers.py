@@ -22,13 +22,14 @@ BLOCK = 50  # resamples drawn at once: bounds the count matrix to BLOCK x n
 # Bootstrap -----------------------------------------------------------------------------------
 
 
-def resample(statistics, score, resamples=RESAMPLES, seed=0):
+def resample(statistics, score, resamples=RESAMPLES, seed=""):
     """Scores of `resamples` samples of n drawn with replacement: (n, S) -> (resamples,).
 
-    The draws depend on n and seed only: two checkpoints on the same rows see the same draws, which
-    makes the difference of their resampled scores a paired bootstrap.
+    The draws depend on n and seed (a task's name) only. Two checkpoints on the same rows see the
+    same draws, so the difference of their resampled scores is a paired bootstrap; two tasks see
+    independent ones.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(list(seed.encode()))
     n, out = len(statistics), []
     for start in range(0, resamples, BLOCK):
         rows = min(BLOCK, resamples - start)
@@ -140,13 +141,19 @@ def majority(values):
 
 # Labels in a reply ---------------------------------------------------------------------------
 
-# "not good", "isn't very good": the label that follows is denied, not given.
+# "not good", "does not convey a negative": the label that follows is denied, not given.
 DENIED = re.compile(
-    r"(?:\b(?:not|never|neither|nor|cannot be|rather than)|n['’]t)\s+"
-    r"(?:be\s+)?(?:(?:a|an|the|very|really|clearly|strictly)\s+)?[\"'*(]*$",
+    r"(?:\b(?:not|never|neither|nor|cannot|rather than)|n['’]t)\s+"
+    r"(?:(?!but\b|only\b|just\b|merely\b)\w+\s+){0,2}[\"'*(]*$",
     re.I,
 )
-ANSWER_IS = r"(?:answer|label|sentiment|stance|class|classification|prediction|conclusion|verdict)"
+# "the sentiment of this text is", "Answer:", "classified as": the label that follows is concluded.
+CONCLUDED = re.compile(
+    r"\b(?:(?:answer|label|sentiment|stance|class|classification|prediction|conclusion)\b"
+    r"[^.:;\n]{0,60}?(?:\bis|\bbe|:|=)|(?:classif|categori|label|rat)\w+\s(?:\w+\s+){0,4}?as)"
+    r"\s*(?:an?\s+)?[\"'*\[(]*$",
+    re.I,
+)
 
 
 def label_pattern(labels):
@@ -177,7 +184,7 @@ def strict_label(reply, labels):
 def extract_label(reply, labels):
     """The one label that the reply gives, else None: none named, or several without a conclusion.
 
-    Several: what follows the last "the answer is", "sentiment:" and the like, else the first word.
+    Of several the last one that is stated as a conclusion counts, else one that opens the reply.
     """
     canon = {folded(label, labels): label for label in labels}
     pattern = label_pattern(labels)
@@ -185,12 +192,10 @@ def extract_label(reply, labels):
     names = [canon.get(folded(m[1], labels)) for m in given]
     if len(set(names)) < 2:
         return names[0] if names else None
-    starts = [m.start() for m in given]
-    marker = rf"\b(?i:{ANSWER_IS}(?:\s+(?:is|would be|should be))?)\s*[:=]?[\s\"'*\[(]*{pattern}"
-    concluded = [m for m in re.finditer(marker, reply) if m.start(1) in starts]
-    if concluded:
-        return names[starts.index(concluded[-1].start(1))]
-    return names[0] if not re.search(r"\w", reply[: starts[0]]) else None
+    ends = [name for m, name in zip(given, names, strict=True) if CONCLUDED.search(reply[: m.start()])]
+    if ends:
+        return ends[-1]
+    return names[0] if not re.search(r"\w", reply[: given[0].start()]) else None
 
 
 def strict_letter(reply, letters):

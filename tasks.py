@@ -51,7 +51,7 @@ TASKS = {
     "fpb": Task(
         title="FPB, sentiment of news sentences",
         capability="tasks", kind="domain", novelty="similar", style="direct",
-        answer="label", mode="generate", metrics=LABEL, max_new_tokens=16,
+        answer="label", mode="generate", metrics=LABEL, max_new_tokens=32,
         source="Financial PhraseBank v1.0 (Malo et al. 2014), Sentences_50Agree.txt",
         prompt="Analyze the sentiment of this statement extracted from a financial news article. "
         "Provide your answer as either negative, positive or neutral. For instance, 'The company's "
@@ -61,7 +61,7 @@ TASKS = {
     "fiqa_sa": Task(
         title="FiQA-SA, sentiment of headlines and posts",
         capability="tasks", kind="domain", novelty="similar", style="direct",
-        answer="label", mode="generate", metrics=LABEL, max_new_tokens=16,
+        answer="label", mode="generate", metrics=LABEL, max_new_tokens=32,
         source="FinLoRA data/test/fiqa_test.jsonl and FiQA 2018 task 1 (train, two json files)",
         prompt="What is the sentiment of the following financial {category}: Positive, Negative, "
         "or Neutral?\nText: {text}\nAnswer:",
@@ -69,7 +69,7 @@ TASKS = {
     "fomc": Task(
         title="FOMC, stance of central bank sentences",
         capability="tasks", kind="domain", novelty="similar", style="direct",
-        answer="label", mode="generate", metrics=LABEL, max_new_tokens=16,
+        answer="label", mode="generate", metrics=LABEL, max_new_tokens=32,
         source="gtfintechlab/fomc-hawkish-dovish, lab-manual-split-combine-{train,test}-5768",
         prompt="Examine the excerpt from a central bank's release below. Classify it as HAWKISH if "
         "it advocates for a tightening of monetary policy, DOVISH if it suggests an easing of "

@@ -84,8 +84,8 @@ def test_vectorised_bootstrap_equals_scoring_each_resample():
     rng = np.random.default_rng(3)
     gold, predicted = rng.integers(3, size=60), rng.integers(4, size=60)
     statistics = S.confusion_statistics(gold.tolist(), predicted.tolist(), [0, 1, 2])
-    drawn = np.random.default_rng(7).integers(60, size=(S.BLOCK, 60))
-    fast = S.resample(statistics, S.mcc_score, resamples=S.BLOCK, seed=7)
+    drawn = np.random.default_rng(list(b"fpb")).integers(60, size=(S.BLOCK, 60))
+    fast = S.resample(statistics, S.mcc_score, resamples=S.BLOCK, seed="fpb")
     for r in range(S.BLOCK):
         picked = S.confusion_statistics(
             gold[drawn[r]].tolist(), predicted[drawn[r]].tolist(), [0, 1, 2]
@@ -101,7 +101,7 @@ def test_paired_interval_is_narrower_than_independent_draws():
     first, second = S.resample(a, S.mean_score), S.resample(b, S.mean_score)
     low, high = S.interval(second - first)
     assert low <= S.point(b, S.mean_score) - S.point(a, S.mean_score) <= high
-    loose_low, loose_high = S.interval(second - S.resample(a, S.mean_score, seed=1))
+    loose_low, loose_high = S.interval(second - S.resample(a, S.mean_score, seed="other"))
     assert high - low < 0.5 * (loose_high - loose_low)
 
 
@@ -133,6 +133,8 @@ def test_labels_are_whole_words(reply, label):
         ("GOOD", "good"),
         ("goodness gracious", None),
         ("Neither good nor bad", None),
+        ("It does not convey a bad opinion", None),
+        ("not only good but bad", None),  # "only" takes the denial back: two labels, no conclusion
     ],
 )
 def test_a_denied_label_is_not_given(reply, label):
@@ -151,6 +153,10 @@ def test_labels_that_differ_in_case_only_keep_their_case():
 
 
 def test_a_conclusion_decides_between_several_labels():
+    reply = "The sentiment of this text is neutral. It may sound positive to a negative reader"
+    assert S.extract_label(reply, LABELS) == "neutral"
+    reply = "Rises are positive, so this is classified as positive, whatever a negative mind says"
+    assert S.extract_label(reply, LABELS) == "positive"
     reply = "Profit rose (positive) but debt too (negative). The sentiment is **neutral**."
     assert S.extract_label(reply, LABELS) == "neutral"
     assert S.extract_label("positive, negative or neutral: hard to say", LABELS[1:]) is None
