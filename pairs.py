@@ -92,12 +92,3 @@ def scp_pairs(name, members, verdicts, cfg, rng, counts):
     counts["paired"] += len(chosen)
     counts["beyond --scp_per_prompt"] += len(found) - len(chosen)
     return [{"id": f"{name}/scp/{j}"} | pair for j, pair in enumerate(chosen)]
-
-
-def sft_row(pair, layout):
-    """The chosen text alone, for the control: plain SFT on what DPO prefers."""
-    if layout == "paper":
-        answer = {"role": "assistant", "content": pair["chosen"]}
-        return {"messages": [*pair["prompt"], answer]}
-    row = {"prompt": pair["prompt"], "prefix": pair["prefix"], "completion": pair["chosen"]}
-    return row | {"ends_turn": pair["ends_turn"]["chosen"]}

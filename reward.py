@@ -40,7 +40,7 @@ from judge import (
     sha,
     unusable,
 )
-from pairs import by_solution, fap_pairs, scp_pairs, sft_row
+from pairs import by_solution, fap_pairs, scp_pairs
 
 
 @dataclass
@@ -82,8 +82,7 @@ class Judge:
 class Pairs:
     out_dir: str = "out/reward"  # holds trajectories.jsonl and the verdicts; gets the pairs
     verdicts: str = "verdicts.jsonl"  # log in out_dir to build on
-    pairs: str = "pairs.jsonl"  # written in out_dir: rows for train_dpo.py
-    chosen_sft: str = "chosen_sft.jsonl"  # written in out_dir: the chosen texts alone, for SFT
+    pairs: str = "pairs.jsonl"  # written in out_dir: rows for train_dpo.py and train_sft.py --pairs
     fap_per_prompt: int = 2  # pairs by outcome, at most
     scp_per_prompt: int = 2  # pairs by process, at most
     layout: str = "paper"  # of SCP: paper asks for the next step, continuation goes on mid-turn
@@ -290,7 +289,9 @@ def judge(cfg):
                     add(verdict := read_verdict(request, name, reply))
                     reply = reply | copied
                 known[verdict["request_sha"]] = verdict
-            lost |= {r[4]["id"]: "not asked" for requests in unsent.values() for r in requests}
+            if unsent:  # the endpoint is beyond hope
+                lost |= {r[4]["id"]: "not asked" for requests in unsent.values() for r in requests}
+                break
     report(trajectories, logged, lost, tries)
     if lost:
         reason = next(iter(lost.values()))
@@ -347,7 +348,7 @@ def write_rows(path, rows):
 
 
 def pairs(cfg):
-    """Trajectories and verdicts -> pairs.jsonl and chosen_sft.jsonl, the same for the same seed."""
+    """Trajectories and verdicts -> pairs.jsonl, the same bytes for the same seed."""
     if cfg.layout not in ("paper", "continuation"):
         raise UserError(f"--layout {cfg.layout}: must be paper or continuation")
     if min(cfg.fap_per_prompt, cfg.scp_per_prompt) < 0:
@@ -368,7 +369,6 @@ def pairs(cfg):
     if not rows:
         raise UserError("no pair can be made of these verdicts: see the reasons above")
     write_rows(out / cfg.pairs, rows)
-    write_rows(out / cfg.chosen_sft, [sft_row(pair, cfg.layout) for pair in rows])
     kinds = Counter(pair["kind"] for pair in rows)
     print(f"{out / cfg.pairs}: {len(rows):,} pairs = {kinds['fap']:,} FAP + {kinds['scp']:,} SCP")
 

@@ -1,0 +1,136 @@
+"""For the tests of the judge: an endpoint that can misbehave, and solutions written by hand."""
+
+import json
+import re
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tiny import write_rows
+
+import judge
+import reward
+from jsonl import read_jsonl
+
+
+def answer_of(prompt):
+    """What a good judge of the texts below says: a solution is wrong if it holds `BAD`."""
+    reference, text = (
+        re.search(rf"<{tag}>\n(.*?)\n</{tag}>", prompt, re.S)[1] for tag in ("reference", "answer")
+    )
+    if "First incorrect step" not in prompt:
+        right = judge.final_answer(text) == reference.splitlines()[-1]
+        return {"Justification": "j", "Correctness": "correct" if right else "wrong"}
+    steps = re.split(r" (?=Step)", text)
+    bad = next((i for i, step in enumerate(steps) if "BAD" in step), None)
+    if bad is None:
+        quotes = "", "", ""
+    else:
+        quotes = steps[bad], " ".join(steps[:bad]), f"Step {bad + 1}: mended."
+    keys = "First incorrect step", "Reasoning up to incorrect", "Step correction"
+    return {"Justification": "j"} | dict(zip(keys, quotes, strict=True))
+
+
+def completion(content, finish="stop", **message):
+    message = {"role": "assistant", "content": content} | message
+    usage = {"prompt_tokens": 10, "completion_tokens": 3}
+    return {"choices": [{"message": message, "finish_reason": finish}], "usage": usage}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            number = len(self.server.seen)
+            self.server.seen.append((self.path, dict(self.headers), body))
+        good = json.dumps(answer_of(body["messages"][-1]["content"]))
+        result = self.server.misbehave(number, body, good)
+        status, headers, reply = result if isinstance(result, tuple) else (200, {}, result)
+        raw = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+        if status is None:
+            return  # the connection closes without a word
+        self.send_response(status)
+        headers = {"Content-Length": str(len(raw))} | headers
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *args):
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64  # with the default of 5 the ninth connection waits for a second
+
+    def handle_error(self, request, client_address):
+        pass  # a client that gave up waiting
+
+
+def well(number, body, good):
+    return completion(good)
+
+
+@contextmanager
+def serving(misbehave=well):
+    server = Server(("127.0.0.1", 0), Handler)
+    server.seen, server.misbehave, server.lock = [], misbehave, threading.Lock()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def url(server):
+    return f"http://127.0.0.1:{server.server_port}/v1"
+
+
+TEXTS = [
+    "Step 1: fine. Step 2: fine too. Answer: 40",
+    "Step 1: fine. Step 2: BAD . Answer: 41",
+    "Step 1: BAD really. Step 2: so so. Answer: 42",
+    "Step 1: fine. Step 2: BAD . Answer: 41",  # word for word the second one
+]
+
+
+def trajectory(prompt, k, text, **changes):
+    final = judge.final_answer(text)
+    record = {"id": f"{prompt}/{k}", "source": "s", "answer": "40", "sample": k, "text": text}
+    record |= {"prompt": [{"role": "user", "content": f"Question {prompt}?"}], "final": final}
+    record |= {"correct": final == "40", "finish": "stop", "seed": 0, "temperature": 1.0}
+    return record | {"policy_sha": "p", "template_sha": "t"} | changes
+
+
+def write_solutions(folder):
+    """Five prompts of four solutions each. Returns the folder."""
+    rows = [trajectory(f"q{i}", k, text) for i in range(5) for k, text in enumerate(TEXTS)]
+    write_rows(folder / "trajectories.jsonl", rows)
+    return folder
+
+
+def run_judge(out, server=None, **changes):
+    settings = {"backoff_s": 0.001, "timeout_s": 5.0, "base_url": server and url(server)}
+    settings |= changes
+    reward.judge(reward.Judge(out_dir=str(out), **{k: v for k, v in settings.items() if v}))
+
+
+def rows_of(path):
+    return [row for _, row in read_jsonl(path, {})]
+
+
+def asked(server):
+    """The requests that reached the judge, as comparable strings."""
+    return [json.dumps(body, sort_keys=True) for _, _, body in server.seen]
+
+
+def numbers(text):
+    """{first words: (total, used, skipped)} of the lines `5 prompts ... = 3 used + ... skipped`."""
+    found = {}
+    for line in text.splitlines():
+        if match := re.match(r"([\d,]+) (.*?) = (.*) \+ ([\d,]+) skipped", line):
+            used = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) ", match[3] + " ")]
+            found[match[2]] = int(match[1]), sum(used), int(match[4])
+    return found

@@ -1,0 +1,183 @@
+import json
+import time
+from email.utils import formatdate
+
+import pytest
+from judging import asked, completion, numbers, rows_of, run_judge, serving, url, write_solutions
+
+import endpoint
+import reward
+from config import UserError
+
+KEY = "sk-not-for-any-file-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def test_the_request_holds_question_reference_and_answer_and_the_key_only_in_its_header(out):
+    with serving() as server:
+        run_judge(out, server, model="m")
+    for path, headers, body in server.seen:
+        assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {KEY}"
+        assert set(body) == {"model", "messages", "temperature", "max_tokens", "seed"}
+        (message,) = body["messages"]
+        for part in ("<question>\nQuestion q", "<reference>\n40\n</reference>", "<answer>\nStep 1"):
+            assert part in message["content"]
+        assert KEY not in json.dumps(body) and body["model"] == "m"
+    stepwise = [m for m in asked(server) if "First incorrect step" in m]
+    assert len(stepwise) == 10 and not any("Correctness" in m for m in stepwise)
+
+
+def faulty(number, body, good):
+    """Every fault in turn, and a good reply in between."""
+    half = len(good) // 2
+    faults = [
+        (500, {}, {"error": {"message": "inside"}}),
+        (429, {"Retry-After": "0"}, {"error": {"message": "slow down"}}),
+        (None, {}, b""),
+        (200, {}, b"<html>hello</html>"),
+        (200, {}, b'{"choices": []}'),
+        (200, {"Content-Length": "9999"}, json.dumps(completion(good)).encode()[:half]),
+        (503, {"Retry-After": formatdate(time.time() - 5, usegmt=True)}, b""),
+        (408, {}, b"\xff\xfe"),
+    ]
+    return completion(good) if number % 2 else faults[number // 2 % len(faults)]
+
+
+@pytest.fixture
+def out(tmp_path):
+    return write_solutions(tmp_path)
+
+
+def test_a_faulty_endpoint_loses_nothing(out, capsys):
+    with serving(faulty) as server:
+        run_judge(out, server, retries=20)
+    verdicts = rows_of(out / "verdicts.jsonl")
+    assert len(verdicts) == 35 and all(v["parsed"] for v in verdicts)
+    assert len(set(asked(server))) == 25  # and what got a reply was not asked again
+    assert len(server.seen) == 25 + sum(v["tries"] - 1 for v in verdicts if v["tries"])
+    assert numbers(capsys.readouterr().out)["solutions"] == (20, 20, 0)
+
+
+def test_a_judge_that_is_down_stops_the_run_and_a_resume_asks_only_what_is_missing(out, capsys):
+    def dies(number, body, good):
+        return completion(good) if number < 9 else (503, {}, b"gone")
+
+    with serving(dies) as server:
+        with pytest.raises(UserError, match="HTTP 503: gone.*goes on"):
+            run_judge(out, server, retries=1, concurrency=2)
+    first, before = asked(server)[:9], (out / "verdicts.jsonl").read_bytes()
+    assert len(server.seen) < 20  # it did not try all the rest
+    total, used, skipped = numbers(capsys.readouterr().out)["solutions"]
+    assert total == 20 == used + skipped and used >= 9
+    with serving() as server:
+        run_judge(out, server)
+    assert not set(first) & set(asked(server)) and len(server.seen) == 25 - 9
+    after = (out / "verdicts.jsonl").read_bytes()
+    assert after.startswith(before) and len(rows_of(out / "verdicts.jsonl")) == 35
+    with serving() as server:
+        run_judge(out, server)
+    assert not server.seen and (out / "verdicts.jsonl").read_bytes() == after
+
+
+def test_nobody_listening_is_one_clear_line(out):
+    with serving() as server:
+        address = url(server)
+    with pytest.raises(UserError, match="left 20 solutions without a reply.*[Rr]efused"):
+        run_judge(out, base_url=address, retries=1, concurrency=2)
+
+
+def test_a_slow_judge_is_given_up_after_the_timeout(out):
+    def slow(number, body, good):
+        time.sleep(0.3 if number == 0 else 0)
+        return completion(good)
+
+    with serving(slow) as server:
+        run_judge(out, server, timeout_s=0.1, concurrency=1)
+    assert len(rows_of(out / "verdicts.jsonl")) == 35 and len(server.seen) == 26
+
+
+def test_a_reply_that_drips_is_given_up_after_the_timeout():
+    class Drip:
+        def read1(self, n):
+            time.sleep(0.02)
+            return b" "
+
+    with pytest.raises(TimeoutError):
+        endpoint.read_body(Drip(), time.monotonic() + 0.05)
+
+
+def test_retry_after_is_obeyed(out, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(endpoint.time, "sleep", pauses.append)
+    later = formatdate(time.time() + 100, usegmt=True)
+    waits = ["7", later, "soon", "1e9", "-3", "nan"]
+
+    def busy(number, body, good):
+        if number < len(waits):
+            return 429, {"Retry-After": waits[number]}, b""
+        return completion(good)
+
+    with serving(busy) as server:
+        run_judge(out, server, concurrency=1)
+    assert pauses[0] == 7 and 95 < pauses[1] <= 100 and pauses[3] == endpoint.LONGEST_PAUSE
+    assert all(0 < pauses[i] < 1 for i in (2, 4, 5))  # no time named: our own pause
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 302])
+def test_a_refusal_of_everything_stops_at_once(out, status):
+    with serving(lambda *_: (status, {"Location": "http://127.0.0.1:9/"}, b"no")) as server:
+        with pytest.raises(UserError, match=f"HTTP {status}"):
+            run_judge(out, server, concurrency=2)
+    assert len(server.seen) <= 2
+
+
+def test_a_request_the_endpoint_refuses_is_left_out_and_asked_again_next_time(out, capsys):
+    def picky(number, body, good):
+        if "Question q3" in body["messages"][0]["content"]:
+            return 400, {}, {"error": {"message": "too long"}}
+        return completion(good)
+
+    with serving(picky) as server:
+        with pytest.raises(UserError, match="left 4 solutions without a reply.*400.*too long"):
+            run_judge(out, server)
+    assert numbers(capsys.readouterr().out)["solutions"] == (20, 16, 4)
+    assert len(rows_of(out / "verdicts.jsonl")) == 28
+    with serving() as server:
+        run_judge(out, server)
+    assert len(server.seen) == 5 and len(rows_of(out / "verdicts.jsonl")) == 35
+
+
+def test_the_key_is_in_no_file_and_no_message(out, capsys):
+    def echo(number, body, good):
+        if number % 2:
+            return completion(json.dumps(json.loads(good) | {"Justification": f"key {KEY}"}))
+        return 500, {}, {"error": {"message": f"bad key {KEY}"}}
+
+    with serving(echo) as server:
+        run_judge(out, server)
+    with serving(lambda *_: (401, {}, f"who is {KEY}?".encode())) as server:
+        with pytest.raises(UserError) as error:
+            run_judge(out, server, verdicts="other.jsonl")
+    reward.pairs(reward.Pairs(out_dir=str(out)))
+    said = "".join(capsys.readouterr()) + str(error.value)
+    written = b"".join(p.read_bytes() for p in out.rglob("*") if p.is_file())
+    assert "[key]" in said and KEY not in said and KEY.encode() not in written
+    assert b"key [key]" in written
+
+
+@pytest.mark.parametrize("value", ["sk-two words", "sk-line\nbreak", "sk-\u00e9\u00e9"])
+def test_an_impossible_key_is_refused_without_showing_it(out, monkeypatch, value):
+    monkeypatch.setenv("OPENAI_API_KEY", value)
+    with serving() as server, pytest.raises(UserError, match="OPENAI_API_KEY") as error:
+        run_judge(out, server)
+    assert "sk-" not in str(error.value) and not server.seen
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "localhost:80", "http://", "ftp://x/v1"])
+def test_only_web_addresses_are_asked(out, address):
+    with pytest.raises(UserError, match="--base_url"):
+        run_judge(out, base_url=address)
