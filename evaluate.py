@@ -200,9 +200,7 @@ def ask_replies(model, tokenizer, cfg, task, rows, device, title):
     kept = [ids if len(ids) <= limit else ids[:1] + ids[1 - limit :] for ids in prompts]
     order = sorted(range(len(rows)), key=lambda i: -len(kept[i]))
     texts = [kept[i] for i in order]
-    found = generate(
-        model, texts, tokenizer.stop_ids, new_tokens, slots=cfg.slots, progress=title
-    )
+    found = generate(model, texts, tokenizer.stop_ids, new_tokens, slots=cfg.slots, progress=title)
     replies = [None] * len(rows)
     for i, completions in zip(order, found, strict=True):
         replies[i] = completions[0]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import parallel
 from config import UserError
-from data import read_jsonl
+from jsonl import read_jsonl
 from tasks import TASKS, load_rows
 
 FPB_TEST = 970  # as many as FinEval has; which ones is not published

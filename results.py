@@ -13,7 +13,7 @@ import numpy as np
 
 import scorers
 from config import UserError, read_json
-from data import read_jsonl
+from jsonl import read_jsonl
 from tasks import TASKS, measures
 
 

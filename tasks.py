@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import extract
 import scorers
 from config import UserError
-from data import read_jsonl
+from jsonl import read_jsonl
 
 CAPABILITIES = ("concepts", "tasks", "reasoning", "instruction_following", "general")
 
@@ -212,17 +213,17 @@ def read_reply(task, row, reply):
     """
     if task.answer in ("label", "text"):
         choices = row["choices"]
-        return scorers.strict_label(reply, choices), scorers.extract_label(reply, choices)
+        return extract.strict_label(reply, choices), extract.extract_label(reply, choices)
     if task.answer == "letter":
         letters = [choice.upper() for choice in row["choices"]]
-        strict = scorers.strict_letter if task.style == "cot" else scorers.strict_label
-        return strict(reply, letters), scorers.extract_letter(reply, letters)
+        strict = extract.strict_letter if task.style == "cot" else extract.strict_label
+        return strict(reply, letters), extract.extract_letter(reply, letters)
     if task.answer == "entities":
         lines = [line for line in reply.splitlines() if line.strip()]
         found = len(scorers.parse_entities(reply))
         return reply if lines and found == len(lines) else None, reply if found else None
     if task.answer == "exam":
-        return (scorers.exam_answer(reply),) * 2
+        return (extract.exam_answer(reply),) * 2
     return (reply.strip() or None,) * 2
 
 
@@ -239,13 +240,13 @@ def judge_reply(task, row, reply):
         if given is None:
             return 0.0
         if task.answer == "exam":
-            return float(scorers.exam_right(reply, row["answer"]))
-        return float(scorers.exact_match(given, row["answer"]) or same_choice(row, given))
+            return float(extract.exam_right(reply, row["answer"]))
+        return float(extract.exact_match(given, row["answer"]) or same_choice(row, given))
 
     values |= {"acc": right(flexible), "acc_strict": right(strict)}
     if task.answer == "exam":
         solution, answer = row["solution"], row["answer"]
-        values["process"] = float(scorers.exam_process_right(reply, solution, answer))
+        values["process"] = float(extract.exam_process_right(reply, solution, answer))
     return flexible, values
 
 

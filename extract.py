@@ -1,0 +1,181 @@
+"""What does a reply answer? Labels, letters, numbers, short texts and worked exam solutions.
+
+    "The outlook is not good, I know: bad."  among good, bad  -> "bad"
+    "Bonds fall. Selection: [[B]]"           among A, B, C    -> "B"
+    "a bond pays a coupon"                   among A, B, C    -> None, not "A"
+
+Pure functions. None means that no answer was found, which is counted beside every score.
+"""
+
+import re
+import string
+
+# Labels in a reply ---------------------------------------------------------------------------
+
+# "not good", "does not convey a negative": the label that follows is denied, not given.
+DENIED = re.compile(
+    r"(?:\b(?:not|never|neither|nor|cannot|rather than)|n['’]t)\s+"
+    r"(?:(?!but\b|only\b|just\b|merely\b)\w+\s+){0,2}[\"'*(]*$",
+    re.I,
+)
+# "the sentiment of this text is", "Answer:", "classified as": the label that follows is concluded.
+CONCLUDED = re.compile(
+    r"\b(?:(?:answer|label|sentiment|stance|class|classification|prediction|conclusion)\b"
+    r"[^.:;\n]{0,60}?(?:\bis|\bbe|:|=)|(?:classif|categori|label|rat)\w+\s(?:\w+\s+){0,4}?as)"
+    r"\s*(?:an?\s+)?[\"'*\[(]*$",
+    re.I,
+)
+
+
+def label_pattern(labels):
+    """Whole words only: "no" is not in "know" or "no-one". Of nested labels the longest wins."""
+    case = "" if case_matters(labels) else "i"
+    longest_first = sorted(labels, key=len, reverse=True)
+    any_label = "|".join(r"\s+".join(map(re.escape, label.split())) for label in longest_first)
+    return rf"(?<!\w)(?<!\w[-'’])((?{case}:{any_label}))(?!\w)(?![-'’]\w)"
+
+
+def case_matters(labels):
+    """Only where labels differ in nothing else: genotypes BB, Bb and bb."""
+    return len({label.lower() for label in labels}) < len(set(labels))
+
+
+def folded(text, labels):
+    """Single spaces, and lower case unless the labels need their case."""
+    text = " ".join(text.split())
+    return text if case_matters(labels) else text.lower()
+
+
+def strict_label(reply, labels):
+    """The label that the reply consists of, up to case and surrounding punctuation, else None."""
+    bare = folded(reply.strip(string.punctuation + string.whitespace + "“”‘’"), labels)
+    return next((label for label in labels if folded(label, labels) == bare), None)
+
+
+def extract_label(reply, labels):
+    """The one label that the reply gives, else None: none named, or several without a conclusion.
+
+    Of several the last one that is stated as a conclusion counts, else one that opens the reply.
+    """
+    canon = {folded(label, labels): label for label in labels}
+    pattern = label_pattern(labels)
+    given = [m for m in re.finditer(pattern, reply) if not DENIED.search(reply[: m.start()])]
+    names = [canon.get(folded(m[1], labels)) for m in given]
+    if len(set(names)) < 2:
+        return names[0] if names else None
+    before = [reply[: m.start()] for m in given]
+    concluded = [n for n, text in zip(names, before, strict=True) if CONCLUDED.search(text)]
+    if concluded:
+        return concluded[-1]
+    return names[0] if not re.search(r"\w", before[0]) else None
+
+
+def strict_letter(reply, letters):
+    """The letter of the last `Selection: [[A]]`, the form that the exam prompt asks for."""
+    found = re.findall(r"Selection:\s*\[\[\s*([A-Z])\s*\]\]", reply)
+    return found[-1] if found and found[-1] in letters else None
+
+
+def extract_letter(reply, letters):
+    """The letter chosen: last [[A]], else last "answer is (A)", else a reply that opens with "A.".
+
+    A bare lower-case "a" is never a choice: nearly every text holds that word.
+    """
+    one = f"[{''.join(letters)}]"
+    either_case = f"[{''.join(letters)}{''.join(letters).lower()}]"
+    patterns = (
+        rf"\[\[\s*({either_case})\s*\]\]",
+        rf"(?:[Aa]nswer|[Ss]election|[Cc]hoice|[Oo]ption)(?:\s+is)?\s*[:=]?[\s*\[(]*({one})(?!\w)(?!['’])",
+    )
+    for pattern in patterns:
+        found = re.findall(pattern, reply)
+        if found:
+            return found[-1].upper()
+    opening = re.match(rf"[\s*\[(]*({one})(?:[\s*\])]*$|[\s*]*[.:)\]])", reply)
+    return opening[1] if opening else None
+
+
+# Numbers and short texts ---------------------------------------------------------------------
+
+SCALES = {"thousand": 1e3, "million": 1e6, "mn": 1e6, "billion": 1e9, "bn": 1e9, "trillion": 1e12}
+NUMBER = re.compile(
+    r"(?P<open>\()?\s*(?P<sign>[-−])?\s*(?:US|EUR|USD|GBP)?\s*[$€£¥]?\s*(?P<sign2>[-−])?"
+    r"(?P<digits>\d[\d,]*(?:\.\d+)?|\.\d+)\s*(?P<percent>%)?\s*(?P<close>\))?"
+    r"\s*(?:(?P<scale>thousand|million|mn|billion|bn|trillion)\b)?",
+    re.I,
+)
+
+
+def parse_number(text):
+    """ "$(1,234.5) million" -> (-1234500000.0, False); "12.5%" -> (12.5, True); no number -> None.
+
+    The first number of the text, and whether a percent sign follows it.
+    """
+    found = NUMBER.search(text)
+    if not found:
+        return None
+    value = float(found["digits"].replace(",", ""))
+    value *= SCALES.get((found["scale"] or "").lower(), 1.0)
+    negative = found["sign"] or found["sign2"] or (found["open"] and found["close"])
+    return (-value if negative else value), bool(found["percent"])
+
+
+def number_match(reply, gold, tolerance=1e-2):
+    """Equal numbers within a relative tolerance. "12.5%" equals 0.125 too: units often get lost."""
+    a, b = parse_number(reply), parse_number(gold)
+    if a is None or b is None:
+        return False
+    values = [a[0]]
+    if a[1] != b[1]:
+        values.append(a[0] / 100 if a[1] else a[0] * 100)
+    return any(abs(value - b[0]) <= tolerance * abs(b[0]) for value in values)
+
+
+def plain(text):
+    """Lower case without punctuation, articles and double spaces (SQuAD's normalisation)."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def text_match(reply, answers):
+    """Does the reply equal one of the answers after `plain`?"""
+    return plain(reply) in {plain(answer) for answer in answers}
+
+
+def exact_match(reply, answer):
+    """Equality up to white space: the sample world's answers must keep the asked format."""
+    return reply.split() == answer.split()
+
+
+# Worked exam solutions: `Step 1: ... Step 2: ... Answer: 40` ---------------------------------
+
+
+def exam_answer(text):
+    """What follows `Answer:`, up to the end of the sentence; None if absent or contradicted."""
+    parts = re.split(r"\banswer\s*:", text, flags=re.I)[1:]
+    values = {re.split(r"\n|\s\.|\.\s|\.$", part.strip(), maxsplit=1)[0].strip() for part in parts}
+    return values.pop() or None if len(values) == 1 else None
+
+
+def exam_right(text, answer):
+    """Is the final answer right? Numbers by value, anything else by its words."""
+    given = exam_answer(text)
+    if given is None:
+        return False
+    try:
+        return float(given.replace(",", "")) == float(answer.replace(",", ""))
+    except ValueError:
+        return text_match(given, [answer])
+
+
+def exam_steps(text):
+    """[(number, body)] of the `Step k:` parts, white space, case and full stops evened out."""
+    body = re.split(r"\banswer\s*:", text, maxsplit=1, flags=re.I)[0]
+    _, *parts = re.split(r"\bstep\s+(\d+)\s*:", body, flags=re.I)
+    bodies = [" ".join(part.split()).rstrip(" .").lower() for part in parts[1::2]]
+    return list(zip(map(int, parts[::2]), bodies, strict=True))
+
+
+def exam_process_right(text, solution, answer):
+    """Every step equals the reference's, none is missing or added, and the answer is right."""
+    return exam_right(text, answer) and exam_steps(text) == exam_steps(solution)

@@ -1,0 +1,148 @@
+"""extract.py: what a reply says, and the traps of other scorers (PIXIU's 'no' in 'know')."""
+
+import pytest
+
+import extract
+
+LABELS = ["positive", "negative", "neutral"]
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    "reply, label",
+    [
+        ("I know the economic outlook", None),  # "no" stands inside know and economic
+        ("It is not clear, I cannot say", None),
+        ("No.", "no"),
+        ("no-one can tell", None),
+        ("**Yes**", "yes"),
+        ("Yes, there is no doubt", "yes"),  # both occur: the reply opens with one
+        ("there is no doubt. Answer: yes", "yes"),
+        ("It could be yes or no", None),
+    ],
+)
+def test_labels_are_whole_words(reply, label):
+    assert extract.extract_label(reply, ["no", "yes"]) == label
+
+
+@pytest.mark.parametrize(
+    "reply, label",
+    [
+        ("The credit is not good", None),
+        ("isn't very good, it is bad", "bad"),
+        ("GOOD", "good"),
+        ("goodness gracious", None),
+        ("Neither good nor bad", None),
+        ("It does not convey a bad opinion", None),
+        ("not only good but bad", None),  # "only" takes the denial back: two labels, no conclusion
+    ],
+)
+def test_a_denied_label_is_not_given(reply, label):
+    assert extract.extract_label(reply, ["good", "bad"]) == label
+
+
+def test_of_nested_labels_the_longest_is_taken():
+    labels = ["Carbon Emissions", "Product Carbon Footprint", "Carbon"]
+    assert extract.extract_label("It is: product  carbon footprint.", labels) == labels[1]
+    assert extract.extract_label("carbon", labels) == "Carbon"
+
+
+def test_labels_that_differ_in_case_only_keep_their_case():
+    assert extract.extract_label("The genotype is Bb", ["BB", "Bb", "bb"]) == "Bb"
+    assert extract.strict_label("bb.", ["BB", "Bb", "bb"]) == "bb"
+
+
+def test_a_conclusion_decides_between_several_labels():
+    reply = "The sentiment of this text is neutral. It may sound positive to a negative reader"
+    assert extract.extract_label(reply, LABELS) == "neutral"
+    reply = "Rises are positive, so this is classified as positive, whatever a negative mind says"
+    assert extract.extract_label(reply, LABELS) == "positive"
+    reply = "Profit rose (positive) but debt too (negative). The sentiment is **neutral**."
+    assert extract.extract_label(reply, LABELS) == "neutral"
+    assert extract.extract_label("positive, negative or neutral: hard to say", LABELS[1:]) is None
+
+
+def test_strict_label_wants_nothing_but_the_label():
+    assert extract.strict_label(' "Positive".\n', LABELS) == "positive"
+    assert extract.strict_label("It is positive", LABELS) is None
+
+
+# Letters
+
+
+@pytest.mark.parametrize(
+    "reply, strict, flexible",
+    [
+        ("Because of tax. Selection: [[B]]", "B", "B"),
+        ("Selection: [[A]] ... on reflection Selection: [[C]]", "C", "C"),
+        ("I choose [[b]]", None, "B"),
+        ("a bond pays a coupon", None, None),
+        ("A bond pays a coupon", None, None),
+        ("The correct answer is (C) since yields fall", None, "C"),
+        ("B", None, "B"),
+        ("B. The price falls", None, "B"),
+        ("Selection: [[D]]", None, None),
+        ("", None, None),
+    ],
+)
+def test_letters_need_a_selection(reply, strict, flexible):
+    assert extract.strict_letter(reply, "ABC") == strict
+    assert extract.extract_letter(reply, "ABC") == flexible
+
+
+# Numbers and texts
+
+
+@pytest.mark.parametrize(
+    "reply, gold, right",
+    [
+        ("$1,234.50", "1234.5", True),
+        ("(12.0)", "-12", True),
+        ("about 3.2 million dollars", "3200000", True),
+        ("12.5%", "0.125", True),
+        ("12.5%", "12.5%", True),
+        ("125", "12.5", False),
+        ("0.1261", "0.125", True),  # 0.9% off
+        ("0.127", "0.125", False),  # 1.6% off
+        ("none", "3", False),
+        ("0", "0", True),
+    ],
+)
+def test_numbers_match_within_a_percent(reply, gold, right):
+    assert extract.number_match(reply, gold) is right
+
+
+def test_texts_match_without_case_punctuation_and_articles():
+    assert extract.text_match("The  Federal-Reserve!", ["ECB", "federalreserve"])
+    assert not extract.text_match("Fed", ["Federal Reserve"])
+    assert extract.exact_match("a b \n c", "a b c")
+    assert not extract.exact_match("A b c", "a b c")
+
+
+# Exam
+
+SOLUTION = "step 1 : margin = revenue - cost = 54 - 9 = 45\nstep 2 : tax = 45 - 5 = 40\nanswer : 40"
+
+
+def test_exam_answer_is_explicit_and_not_contradicted():
+    assert extract.exam_answer("Step 1: 20 + 20 = 40. Answer: 40.") == "40"
+    assert extract.exam_answer("answer : 40\nAnswer: 40") == "40"
+    assert extract.exam_answer("answer : 3 . no , answer : 40 .") is None
+    assert extract.exam_answer("no answer here") is None and extract.exam_answer("Answer: ") is None
+    assert extract.exam_right("step 1 : so answer : 40.0", "40")
+    assert not extract.exam_right("40", "40")
+
+
+def test_a_right_answer_by_a_wrong_step_fails_the_process():
+    one_line = SOLUTION.replace("\n", " . ")
+    lucky = SOLUTION.replace("= 54 - 9 = 45", "= 54 - 9 = 46")
+    assert extract.exam_process_right(one_line, SOLUTION, "40")
+    assert extract.exam_right(lucky, "40") and not extract.exam_process_right(lucky, SOLUTION, "40")
+    swapped = SOLUTION.replace("step 1", "step 3")
+    assert not extract.exam_process_right(swapped, SOLUTION, "40")
+    skipped = "step 1 : margin = revenue - cost = 54 - 9 = 45\nanswer : 40"
+    assert not extract.exam_process_right(skipped, SOLUTION, "40")
+    wrong = SOLUTION.replace("answer : 40", "answer : 41")
+    assert not extract.exam_process_right(wrong, SOLUTION, "40")
