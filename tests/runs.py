@@ -1,0 +1,147 @@
+"""Short runs of the train scripts on tiny data, in this process or on several ranks:
+
+    torchrun --nproc_per_node 2 tests/runs.py jobs.json
+
+runs the jobs of the file one after the other; each holds the arguments of run().
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+from tiny import sentences, write_checkpoint, write_rows  # noqa: E402
+
+import parallel  # noqa: E402
+from metrics import read_metrics  # noqa: E402
+
+STAGES = ("cpt", "sft", "dpo")
+VOCAB = 385  # not divisible by two ranks
+
+
+def write_data(folder, **changes):
+    """A checkpoint and rows of every kind, with ragged lengths. Returns the folder."""
+    folder = Path(folder)
+    write_checkpoint(folder / "base", **{"vocab_size": VOCAB} | changes)
+    write_rows(folder / "text.jsonl", [{"text": t} for t in sentences(60, 1, 5, 60)])
+    for name, seed, count in (("chat", 2, 60), ("held_chat", 3, 9)):
+        turns = sentences(4 * count, seed, 1, 12)
+        chats = [turns[i : i + (2 if i % 8 else 4)] for i in range(0, len(turns), 4)]
+        roles = ("user", "assistant")
+        chats = [[{"role": roles[i % 2], "content": t} for i, t in enumerate(c)] for c in chats]
+        write_rows(folder / f"{name}.jsonl", [{"messages": chat} for chat in chats])
+    for name, seed, count in (("pairs", 4, 50), ("held_pairs", 5, 9)):
+        prompts, good, bad = (sentences(count, seed * 10 + i, 1, 12) for i in range(3))
+        rows = zip(prompts, good, bad, strict=True)
+        rows = [{"prompt": p, "chosen": f"good {c}", "rejected": f"bad {r}"} for p, c, r in rows]
+        write_rows(folder / f"{name}.jsonl", rows)
+    return folder
+
+
+def settings(stage, data, out, **changes):
+    """Values of the stage's Config for a small run: six rows of 96 tokens a step."""
+    data = Path(data)
+    values = {"init_from": str(data / "base"), "out_dir": str(out), "device": "cpu",
+              "max_length": 96, "batch_tokens": 6 * 96, "micro_batch_tokens": 2 * 96,
+              "epochs": 1.0, "lr": 1e-3}  # fmt: skip
+    values |= {
+        "cpt": {"text": f"{data}/text.jsonl", "chat": f"{data}/chat.jsonl", "heldout_text": "",
+                "heldout_chat": "", "mix": "all"},
+        "sft": {"chat": f"{data}/chat.jsonl", "heldout_chat": ""},
+        "dpo": {"pairs": f"{data}/pairs.jsonl"},
+    }[stage]  # fmt: skip
+    return values | changes
+
+
+def run(stage, data, out, gradients=None, stop_at=None, crash_at=None, **changes):
+    """main(Config(...)) of a train script, without the plot. Returns the rows of metrics.jsonl.
+
+    gradients: file for those of the first step, whole tensors in the optimizer's order.
+    stop_at, crash_at: a step during which a stop signal arrives, or after which all breaks off.
+    """
+    module = importlib.import_module(f"train_{stage}")
+    build, log = module.build_optimizer, module.Metrics.log
+    handlers = [(s, signal.getsignal(s)) for s in (signal.SIGTERM, signal.SIGINT)]
+    seen = []
+
+    def recording(*args):
+        optimizer = build(*args)
+
+        def keep(optimizer, args, kwargs):
+            if not seen:
+                params = [p for group in optimizer.param_groups for p in group["params"]]
+                seen.extend(p.grad.full_tensor().clone() for p in params)
+
+        optimizer.register_step_pre_hook(keep)
+        return optimizer
+
+    def breaking(self, step, **values):
+        row = log(self, step, **values)
+        if step == stop_at:
+            parallel.stop_signals.append(signal.SIGTERM)
+        if step == crash_at:
+            raise KeyboardInterrupt
+        return row
+
+    try:
+        with (
+            mock.patch.object(module, "build_optimizer", recording if gradients else build),
+            mock.patch.object(module.Metrics, "log", breaking),
+            mock.patch.object(module, "plot_metrics"),
+        ):
+            module.main(module.Config(**settings(stage, data, out, **changes)))
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+    if gradients and (not parallel.dist.is_initialized() or parallel.dist.get_rank() == 0):
+        save_file({f"{i:03d}": g for i, g in enumerate(seen)}, gradients)
+    return read_metrics(out)
+
+
+def torchrun(ranks, folder, jobs):
+    """The jobs, one after the other, on several ranks: one start-up for all of them."""
+    file = Path(folder) / "jobs.json"
+    file.write_text(json.dumps(jobs, default=str))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+               str(ranks), __file__, str(file)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"RANK": ""})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def weights(out):
+    """sha256 of the exported weights."""
+    return hashlib.sha256((Path(out) / "model.safetensors").read_bytes()).hexdigest()
+
+
+def series(rows, *names):
+    """The columns of metrics.jsonl that depend on nothing but the numbers."""
+    names = names or ("step", "loss", "grad_norm", "lr")
+    return [tuple(row[name] for name in names) for row in rows]
+
+
+def distance(file, other):
+    """Largest relative difference of two files of gradients, over their tensors."""
+    a, b = load_file(file), load_file(other)
+    assert a.keys() == b.keys() and all(g.norm() > 0 for g in b.values())
+    return max(float((a[k] - b[k]).norm() / b[k].norm()) for k in b)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with parallel.clean_exit():
+        for job in json.loads(Path(sys.argv[1]).read_text()):
+            run(**job)
