@@ -22,20 +22,7 @@ from tqdm import tqdm
 import parallel
 from config import UserError, parse
 from jsonl import check_fields, check_messages, read_jsonl
-from packing import (  # noqa: F401  what a stage needs of them, under one name
-    IGNORE,
-    Batch,
-    Plan,
-    Segment,
-    best_fit,
-    check_bos,
-    collate,
-    document,
-    family,
-    micro_batches,
-    size,
-    targets,
-)
+from packing import IGNORE, check_bos, collate, document, family, size, targets
 from tokenizer import Tokenizer
 
 
@@ -168,7 +155,7 @@ def load(kind, paths, tokenizer, max_length, max_skipped=0.05):
     paths = paths.split(",") if isinstance(paths, str) else list(paths)
     counts, families = Counts(", ".join(map(str, paths))), []
     rows = ((f"{path}:{line}", row) for path in paths for line, row in read_jsonl(path, kind[0]))
-    quiet = os.environ.get("RANK", "0") != "0"
+    quiet = True if os.environ.get("RANK", "0") != "0" else None  # None: bar on terminals only
     rows = iter(tqdm(rows, "tokenising", unit=" rows", delay=5, disable=quiet, leave=False))
     while block := list(islice(rows, 256)):
         counts.rows += len(block)

@@ -284,6 +284,7 @@ def test_text_that_is_smaller_than_its_budget_is_kept_whole(llama3, tmp_path):
     text, chat = loaded(llama3, tmp_path, texts=5)
     for how in ("tokens", "rows"):
         assert len(mix(text, chat, how, seed=0)[0]) == len(text) + len(chat)
+    assert len(mix(chat, chat, "tokens", seed=0)[0]) == 2 * len(chat)  # exactly the budget
     with pytest.raises(UserError, match="mix: 'half' is not"):
         mix(text, chat, "half", seed=0)
 

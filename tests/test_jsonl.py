@@ -36,6 +36,7 @@ def rows(tmp_path, content, fields=None):
         (b'{"text": "\\ud83d"}', "text: holds a lone surrogate"),
         (b'{"text": "a", "meta": [{"k": "\\udc00"}]}', "meta: holds a lone surrogate"),
         (b'{"text": "a", "\\ud83d": 1}', "ud83d: holds a lone surrogate"),
+        (b'{"text": "a", "meta": {"\\ud83d": 1}}', "meta: holds a lone surrogate"),
         (b'{"text": "a\\u0000"}', "text: holds a NUL"),
         (b'{"text": "a\x00"}', "not json"),
         (b'{"text": "a", "meta": ' + b"[" * 40 + b"]" * 40 + b"}", "meta: nested deeper than 32"),

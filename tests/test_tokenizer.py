@@ -2,7 +2,7 @@ import json
 
 import pytest
 from tiny import CONTROL, write_tokenizer
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Encoder
 
 from config import UserError
@@ -123,6 +123,18 @@ def test_bos_stands_exactly_once_at_the_head_of_every_sequence(tmp_path):
     ):
         assert ids[0] == tokenizer.bos_id and ids.count(tokenizer.bos_id) == 1
     assert tokenizer.bos_id not in tokenizer.encode("a")
+
+
+def test_a_post_processor_that_prepends_bos_is_not_run(tmp_path):
+    ids = write_tokenizer(tmp_path, "llama3")
+    encoder = Encoder.from_file(str(tmp_path / "tokenizer.json"))
+    bos = "<|begin_of_text|>"
+    encoder.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, ids[bos])]
+    )
+    encoder.save(str(tmp_path / "tokenizer.json"))
+    assert encoder.encode("a").ids[0] == ids[bos]  # the trap: Llama 3's own file does this
+    assert Tokenizer(tmp_path).prompt("a").count(ids[bos]) == 1
 
 
 def test_chatml_never_gets_a_bos_though_its_config_names_one(tmp_path):
