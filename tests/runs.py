@@ -2,13 +2,12 @@
 
     torchrun --nproc_per_node 2 tests/runs.py jobs.json
 
-runs the jobs of the file one after the other; each holds the arguments of run().
+runs the jobs of the file one after the other; each holds the arguments of run(), or of copy().
 """
 
 import hashlib
 import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,7 +23,9 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from tiny import sentences, write_checkpoint, write_rows  # noqa: E402
 
 import parallel  # noqa: E402
+from checkpoint import load_weights, save_pretrained  # noqa: E402
 from metrics import read_metrics  # noqa: E402
+from model import Llama  # noqa: E402
 
 STAGES = ("cpt", "sft", "dpo")
 VOCAB = 385  # not divisible by two ranks
@@ -111,13 +112,20 @@ def run(stage, data, out, gradients=None, stop_at=None, crash_at=None, **changes
     return read_metrics(out)
 
 
+def copy(source, out):
+    """Spread a checkpoint over the ranks, then gather it into another folder."""
+    model = parallel.shard(Llama.from_pretrained(source, "meta"), parallel.init("cpu")[2])
+    load_weights(model, source)
+    save_pretrained(model, out, source)
+
+
 def torchrun(ranks, folder, jobs):
     """The jobs, one after the other, on several ranks: one start-up for all of them."""
     file = Path(folder) / "jobs.json"
     file.write_text(json.dumps(jobs, default=str))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
                str(ranks), __file__, str(file)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"RANK": ""})
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -144,4 +152,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with parallel.clean_exit():
         for job in json.loads(Path(sys.argv[1]).read_text()):
-            run(**job)
+            copy(**job) if "source" in job else run(**job)
