@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 import parallel
-from checkpoint import barrier
+from checkpoint import barrier, header
 from config import UserError
 from packing import IGNORE, Plan, micro_batches, size
 from resume import sha256
 
-CODE = ("model.py", "data.py", "packing.py", "tokenizer.py", "reference.py", "kernels/*.py")
+CODE = ("model.py", "packing.py", "reference.py", "kernels/*.py")
 
 
 def pair_logps(model, batch):
@@ -57,8 +57,11 @@ def reference_logps(model, families, cfg, run, device):
     were computed again: UserError if they differ.
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    path = Path(cfg.out_dir) / f"reference-{reference_key(cfg, run, len(families))}.safetensors"
-    stored = load_file(path)["logps"].to(device) if path.exists() else None
+    path = Path(cfg.out_dir) / f"reference-{reference_key(cfg, run, families)}.safetensors"
+    stored = None
+    if path.exists():
+        header(path)  # UserError if it is torn
+        stored = load_file(path)["logps"].to(device)
     some = families if stored is None else families[:8]
     plan = Plan(list(map(size, some)), cfg.max_length, cfg.batch_tokens, 1, 0)
     logps = torch.zeros(len(some), 2, device=device)
@@ -82,12 +85,15 @@ def reference_logps(model, families, cfg, run, device):
     return logps
 
 
-def reference_key(cfg, run, pairs):
-    """Hash of all that the log-probs depend on: weights, data, tokenizer, lengths, dtype, code."""
-    here, source = Path(__file__).parent, Path(cfg.init_from)
+def reference_key(cfg, run, families):
+    """Hash of all that the log-probs depend on: weights, token ids of every pair (hence data, chat
+    format and tokenizer; run names the training file only), row length, dtype, code."""
+    here, config = Path(__file__).parent, Path(cfg.init_from) / "config.json"
     code = [file for pattern in CODE for file in sorted(here.glob(pattern))]
-    texts = [source / name for name in ("tokenizer.json", "tokenizer_config.json", "config.json")]
-    hashes = [sha256(file) for file in [*code, *texts] if file.exists()]
-    files = {k: v for k, v in run.items() if Path(k).suffix in (".jsonl", ".safetensors")}
-    parts = [files, hashes, pairs, cfg.max_length, cfg.dtype]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    weights = [value for name, value in run.items() if name.endswith(".safetensors")]
+    parts = [weights, [sha256(file) for file in [config, *code]], cfg.max_length, cfg.dtype]
+    key = hashlib.sha256(json.dumps(parts).encode())
+    for segment in (segment for members in families for segment in members):
+        key.update(len(segment.input_ids).to_bytes(8, "little"))
+        key.update(segment.input_ids.tobytes() + segment.labels.tobytes())
+    return key.hexdigest()[:16]
