@@ -1,0 +1,204 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import by_hand, run, write_data
+from tiny import write_rows
+
+from config import UserError
+from model import Llama
+from packing import collate, family
+from reference import pair_logps
+from tokenizer import Tokenizer
+from train_dpo import Config, check_values, dpo_loss, step_counts, step_sums
+
+LN2 = math.log(2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def base(data):
+    return Llama.from_pretrained(data / "base").eval()
+
+
+def pair_ids(data, name="pairs"):
+    """[(prompt, chosen, rejected)] as ids, each sequence put together here."""
+    tokenizer = Tokenizer(data / "base")
+    for line in Path(data / f"{name}.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        replies = (tokenizer.encode(row[side]) for side in ("chosen", "rejected"))
+        yield tokenizer.prompt(row["prompt"]), *([*r, tokenizer.turn_end_id] for r in replies)
+
+
+def log_sigmoid(x):
+    return -math.log1p(math.exp(-x))
+
+
+# ---- numbers by hand -----------------------------------------------------------------------------
+
+
+def test_dpo_loss_against_numbers_worked_out_by_hand():
+    policy_chosen, policy_rejected = torch.tensor([-10.0, -3.0]), torch.tensor([-12.0, -5.0])
+    ref_chosen, ref_rejected = torch.tensor([-11.0, -2.0]), torch.tensor([-11.5, -9.0])
+    losses, chosen, rejected = dpo_loss(
+        policy_chosen, policy_rejected, ref_chosen, ref_rejected, 0.1
+    )
+    assert chosen.tolist() == pytest.approx([0.1, -0.1])
+    assert rejected.tolist() == pytest.approx([-0.05, 0.4])
+    # margins 0.15 and -0.5: -log(sigmoid(0.15)) and -log(sigmoid(-0.5))
+    assert losses.tolist() == pytest.approx([0.6209570, 0.9740770], abs=1e-6)
+
+
+def test_dpo_loss_stays_finite_far_out():
+    far = torch.tensor([1e4, -1e4])
+    losses = dpo_loss(far, -far, torch.zeros(2), torch.zeros(2), 1.0)[0]
+    assert losses.tolist() == [0.0, 2e4]
+
+
+def batch_of(pairs):
+    families = [family(prompt, [chosen, rejected]) for prompt, chosen, rejected in pairs]
+    return collate(families, range(len(families)))
+
+
+@pytest.mark.parametrize("length_norm", [False, True])
+@pytest.mark.parametrize("nll_norm", ["tokens", "sequence"])
+def test_the_sums_of_a_micro_batch_against_numpy(data, base, length_norm, nll_norm):
+    pairs = list(pair_ids(data))[:5]
+    reference = torch.tensor(np.random.default_rng(0).normal(-40, 6, (5, 2)), dtype=torch.float32)
+    cfg = Config(beta=0.3, length_norm=length_norm, nll_norm=nll_norm)
+    losses, shown = step_sums(base, batch_of(pairs), reference, cfg)
+    dpo, nll, rewards = 0.0, 0.0, []
+    for (prompt, *replies), ref in zip(pairs, reference.double().numpy(), strict=True):
+        logps = [by_hand(base, prompt, reply) for reply in replies]
+        n = [len(reply) if length_norm else 1 for reply in replies]
+        rewards.append([0.3 * (logps[i].sum() - ref[i]) / n[i] for i in (0, 1)])
+        dpo -= log_sigmoid(rewards[-1][0] - rewards[-1][1])
+        nll -= logps[0].mean() if nll_norm == "sequence" else logps[0].sum()
+    assert losses.tolist() == pytest.approx([dpo, nll], rel=1e-5)
+    rewards = np.array(rewards)
+    assert shown[:2].tolist() == pytest.approx(rewards.sum(0).tolist(), rel=1e-4)
+    assert shown[2] == (rewards[:, 0] > rewards[:, 1]).sum()
+    assert 0 < shown[2] < 5  # the case tells right from wrong
+
+
+def test_a_prompt_shared_by_two_replies_equals_two_separate_sequences(data, base):
+    pairs = list(pair_ids(data))[:7]
+    logps, tokens = pair_logps(base, batch_of(pairs))
+    want = [[by_hand(base, p, reply).sum() for reply in replies] for p, *replies in pairs]
+    assert (logps - torch.tensor(want)).abs().max() < 1e-3
+    assert tokens.tolist() == [[len(c), len(r)] for _, c, r in pairs]
+
+
+def test_token_zero_counts_in_the_nll(data, base):
+    """It is "!" in Llama 3: an ignore index of 0 has dropped it elsewhere."""
+    pairs = [([7, 8, 9], [0, 5, 0, 0], [6, 0]), ([7, 8], [0], [4, 4])]
+    batch = batch_of(pairs)
+    assert step_counts(batch).tolist() == [2, 5]  # pairs, chosen tokens
+    losses, _ = step_sums(base, batch, torch.zeros(2, 2), Config())
+    want = -sum(by_hand(base, prompt, chosen).sum() for prompt, chosen, _ in pairs)
+    assert losses[1].item() == pytest.approx(want, rel=1e-5)
+
+
+def test_a_micro_batch_without_pairs_adds_nothing_but_takes_part(data, base):
+    cfg = Config()
+    empty = collate([[family([1, 2], [[3]])[0]]], [-1])  # one prompt token, no reply
+    losses, shown = step_sums(base, empty, torch.zeros(3, 2), cfg)
+    assert losses.tolist() == [0, 0] and not shown.any() and losses.requires_grad
+    assert step_counts(empty).tolist() == [0, 0]
+    losses.sum().backward()  # FSDP's reduction waits for every rank
+    assert all(p.grad is not None for p in base.parameters())
+    base.zero_grad()
+
+
+# ---- whole runs ----------------------------------------------------------------------------------
+
+WHOLE = {"max_length": 128, "batch_tokens": 100 * 128, "micro_batch_tokens": 4 * 128}
+
+
+@pytest.mark.parametrize("nll_norm", ["tokens", "sequence"])
+def test_dpo_starts_at_ln_2_and_adds_the_weighted_nll_of_the_chosen(data, base, tmp_path, nll_norm):
+    held = f"{data}/held_pairs.jsonl"
+    (row,) = run("dpo", data, tmp_path, nll_norm=nll_norm, nll_coef=0.7, lr=1e-12,
+                 heldout_pairs=held, **WHOLE)  # fmt: skip
+    for prefix, name in (("", "pairs"), ("heldout/", "held_pairs")):
+        pairs = list(pair_ids(data, name))
+        chosen = [by_hand(base, prompt, chosen) for prompt, chosen, _ in pairs]
+        nll = -np.mean([c.mean() for c in chosen] if nll_norm == "sequence" else
+                       np.concatenate(chosen))  # fmt: skip
+        split = "/" if not prefix else "_"
+        assert row[f"{prefix}loss{split}dpo"] == pytest.approx(LN2, abs=1e-5)
+        assert row[f"{prefix}loss{split}nll"] == pytest.approx(nll, rel=1e-5)
+        assert row[f"{prefix}loss"] == pytest.approx(LN2 + 0.7 * nll, rel=1e-5)
+        want = np.mean([c.sum() for c in chosen])
+        assert row[f"{prefix}logps{split}chosen"] == pytest.approx(want, rel=1e-5)
+        want = np.mean([by_hand(base, prompt, bad).sum() for prompt, _, bad in pairs])
+        assert row[f"{prefix}logps{split}rejected"] == pytest.approx(want, rel=1e-5)
+
+
+def test_preferences_are_learnt(data, tmp_path):
+    rows = run("dpo", data, tmp_path, epochs=4.0, lr=3e-3, heldout_pairs=f"{data}/held_pairs.jsonl")
+    assert rows[-1]["loss/dpo"] < 0.5 * LN2 and rows[-1]["rewards/accuracies"] == 1
+    assert rows[-1]["heldout/rewards_accuracies"] == 1  # good and bad are words of theirs too
+    margin = rows[-1]["rewards/chosen"] - rows[-1]["rewards/rejected"]
+    assert rows[-1]["rewards/margins"] == pytest.approx(margin, abs=1e-6) and margin > 0
+
+
+def test_without_the_nll_term_only_the_preference_is_trained(data, tmp_path):
+    rows = run("dpo", data, tmp_path, nll_coef=0.0, epochs=0.2)
+    assert rows[0]["loss"] == rows[0]["loss/dpo"] != rows[0]["loss/nll"]
+
+
+def test_a_policy_that_does_not_begin_at_the_reference_is_an_error():
+    cpu, cfg = torch.device("cpu"), Config()
+    good = {"gap": 1e-5, "loss/dpo": LN2, "logps/chosen": -30.0, "rewards/chosen": 0.0}
+    check_values(0, dict(good), cfg, cpu)
+    for odd in ({"gap": 0.01}, {"loss/dpo": 0.7}, {"loss/dpo": 0.69}):
+        with pytest.raises(UserError, match="does not begin at the reference"):
+            check_values(0, good | odd, cfg, cpu)
+    check_values(1, good | {"gap": 3.0, "loss/dpo": 0.5}, cfg, cpu)  # later it may differ
+
+
+def test_chosen_replies_that_fade_and_a_small_beta_are_warned_about(data, tmp_path, capsys):
+    cfg, cpu = Config(beta=0.1, warn_nats=20.0), torch.device("cpu")
+    values = {"gap": 0.0, "loss/dpo": LN2, "logps/chosen": -30.0}
+    check_values(5, values | {"rewards/chosen": -1.9}, cfg, cpu)
+    assert not capsys.readouterr().out
+    check_values(5, values | {"rewards/chosen": -2.1}, cfg, cpu)
+    assert "step 5: chosen replies lost 21.0 nats" in capsys.readouterr().out
+    run("dpo", data, tmp_path / "a", length_norm=True, epochs=0.1)
+    assert "beta 0.1 is small for length-normalised" in capsys.readouterr().out
+    run("dpo", data, tmp_path / "b", epochs=0.1)
+    assert "beta" not in capsys.readouterr().out
+
+
+def test_a_longer_reply_does_not_win_by_its_length_when_lengths_are_normalised(data, base):
+    """The same mean advantage over the reference: equal rewards with length_norm, not without."""
+    prompt, chosen, _ = next(pair_ids(data))
+    long, short = chosen * 3, chosen[:2]
+    logps = [by_hand(base, prompt, reply).sum() for reply in (long, short)]
+    reference = torch.tensor([[logps[0] - 2.0 * len(long), logps[1] - 2.0 * len(short)]])
+    for norm, want in ((True, [0.2, 0.2]), (False, [0.2 * len(long), 0.2 * len(short)])):
+        cfg = Config(beta=0.1, length_norm=norm)
+        _, shown = step_sums(base, batch_of([(prompt, long, short)]), reference, cfg)
+        assert shown[:2].tolist() == pytest.approx(want, abs=1e-3)
+
+
+def test_pairs_that_are_too_long_or_broken_stop_with_file_and_line(data, tmp_path):
+    rows = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
+    for change, complaint in (
+        ({"chosen": ""}, ":3: chosen: is empty"),
+        ({"chosen": rows[2]["rejected"]}, ":3: chosen and rejected are the same tokens"),
+        ({"prompt": None}, ":3: prompt: must be a string or a list"),
+    ):
+        file = write_rows(tmp_path / "pairs.jsonl", [*rows[:2], rows[2] | change, *rows[3:]])
+        with pytest.raises(UserError, match=complaint):
+            run("dpo", data, tmp_path / "out", pairs=file)
+    with pytest.raises(UserError, match="50 of 50 rows cannot be used"):
+        run("dpo", data, tmp_path / "out", max_length=5)
