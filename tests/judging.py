@@ -21,7 +21,7 @@ def answer_of(prompt):
     if "First incorrect step" not in prompt:
         right = judge.final_answer(text) == reference.splitlines()[-1]
         return {"Justification": "j", "Correctness": "correct" if right else "wrong"}
-    steps = re.split(r" (?=Step)", text)
+    steps = re.split(r"\s(?=Step)", text)
     bad = next((i for i, step in enumerate(steps) if "BAD" in step), None)
     if bad is None:
         quotes = "", "", ""

@@ -71,8 +71,12 @@ def test_a_continuation_ends_the_turn_only_with_the_last_step(out):
     reward.pairs(reward.Pairs(out_dir=str(out), layout="continuation"))
     rows = {row["from"][0]: row for row in rows_of(out / "pairs.jsonl")}
     assert rows["q0/0"]["ends_turn"] == {"chosen": True, "rejected": True}
+    assert rows["q0/1"]["ends_turn"] == {"chosen": False, "rejected": False}
     # the space before a step belongs to it, as tokens do; a line break stays with the prefix
-    assert rows["q0/0"]["prefix"] == "Step 1: fine." and rows["q0/0"]["chosen"][0] == " "
+    assert rows["q0/0"]["prefix"] == "Step 1: fine."
+    assert rows["q0/0"]["chosen"] == " Step 2: mended."
+    assert rows["q0/1"]["prefix"] == "Step 1: fine.\n"
+    assert rows["q0/1"]["chosen"] == "Step 2: mended."
 
 
 def test_train_scripts_read_the_pairs_of_both_layouts(out, tmp_path):
@@ -96,7 +100,9 @@ def test_pairs_are_the_same_for_a_seed_and_for_any_order_of_the_logs(out):
         lines = (out / f"{name}.jsonl").read_text().splitlines(keepends=True)
         (out / f"{name}.jsonl").write_text("".join(lines[::-1]))
     assert made(0) == reference
-    assert len({made(seed) for seed in range(6)}) > 1
+    for kind in (b'"fap"', b'"scp"'):
+        chosen = [[r for r in made(seed).splitlines() if kind in r] for seed in range(6)]
+        assert len(set(map(tuple, chosen))) > 1
 
 
 def test_equal_texts_and_useless_corrections_make_no_pair_and_are_counted(out, capsys):

@@ -111,6 +111,19 @@ def test_a_killed_judge_run_goes_on_where_it_was(out):
     assert len(rows) == len({row["id"] for row in rows}) == 35
 
 
+def test_the_reply_on_an_equal_solution_is_not_asked_for_again(out):
+    with serving() as server:
+        run_judge(out, server)
+    rows = rows_of(out / "verdicts.jsonl")
+    left = [row for row in rows if not row["trajectory"].endswith("/3")]  # killed before these
+    write_rows(out / "verdicts.jsonl", left)
+    with serving() as server:
+        run_judge(out, server)
+    assert not server.seen
+    again = {row["id"]: row["parsed"] for row in rows_of(out / "verdicts.jsonl")}
+    assert again == {row["id"]: row["parsed"] for row in rows}
+
+
 def test_two_runs_cannot_write_the_same_log(out):
     with reward.append_to(out / "verdicts.jsonl", reward.VERDICT):
         with pytest.raises(UserError, match="another run"):
