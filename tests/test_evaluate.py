@@ -247,7 +247,12 @@ def test_a_result_compared_with_itself_differs_by_nothing(folder, rows_dir, tmp_
 
 @pytest.mark.parametrize(
     "change",
-    [{"chat_template": False}, {"system": "be brief"}, {"mode": "loglikelihood"}],
+    [
+        {"chat_template": False},
+        {"system": "be brief"},
+        {"mode": "loglikelihood"},
+        {"max_new_tokens": 4},  # the prompts are the same, the room for the reply is not
+    ],
 )
 def test_compare_refuses_rows_asked_in_another_way(folder, rows_dir, tmp_path, change):
     run(folder, rows_dir, tmp_path / "a", tasks="fpb")

@@ -15,6 +15,7 @@ LABELS = ["positive", "negative", "neutral"]
     [
         ("I know the economic outlook", None),  # "no" stands inside know and economic
         ("It is not clear, I cannot say", None),
+        ("the casino has a piano", None),
         ("No.", "no"),
         ("no-one can tell", None),
         ("**Yes**", "yes"),
@@ -47,6 +48,7 @@ def test_of_nested_labels_the_longest_is_taken():
     labels = ["Carbon Emissions", "Product Carbon Footprint", "Carbon"]
     assert extract.extract_label("It is: product  carbon footprint.", labels) == labels[1]
     assert extract.extract_label("carbon", labels) == "Carbon"
+    assert extract.extract_label("The issue: carbon emissions", labels) == "Carbon Emissions"
 
 
 def test_labels_that_differ_in_case_only_keep_their_case():
