@@ -194,8 +194,10 @@ def same_answer(final, reference):
 def ask_exact(bodies, trajectories):
     """The comparison by rule, in the form of a judge's replies."""
     for i, record in enumerate(trajectories):
-        why = f"The final answer is {record['final']}, the reference's is {record['answer']}."
-        parsed = {"Justification": why, "Correctness": "correct" if record["correct"] else "wrong"}
+        final = final_answer(record["text"])
+        right = final is not None and same_answer(final, record["answer"])
+        why = f"The final answer is {final}, the reference's is {record['answer']}."
+        parsed = {"Justification": why, "Correctness": "correct" if right else "wrong"}
         reply = {"raw": json.dumps(parsed, ensure_ascii=False), "finish": "stop", "usage": {}}
         yield i, reply | {"latency_s": 0.0, "tries": 1}
 
@@ -231,7 +233,7 @@ def unusable(record):
     """Why a solution is neither judged nor used, or None."""
     if record["finish"] != "stop":
         return "cut off"
-    if not record["text"].strip():
+    if not (record.get("text") or "").strip():
         return "empty"
     return "with broken characters" if BROKEN.search(record["text"]) else None
 

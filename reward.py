@@ -92,7 +92,7 @@ class Pairs:
 # ---- logs ---------------------------------------------------------------------------------------
 
 TRAJECTORY = {"id": str, "prompt": list, "answer": str, "text?": str, "finish": str}
-TRAJECTORY |= {"sample": int, "policy_sha": str}
+TRAJECTORY |= {"sample": int, "policy_sha": str, "correct?": bool}
 VERDICT = {"id": str, "trajectory": str, "request_sha": str, "kind": str, "parsed?": dict}
 
 
@@ -312,7 +312,8 @@ def report(trajectories, logged, lost, tries):
             outcome[f"invalid: {verdict['reason']}"] += 1
         else:
             outcome[correctness := verdict["parsed"]["Correctness"]] += 1
-            agreed.append((correctness == "correct") == record["correct"])
+            if record.get("correct") is not None:
+                agreed.append((correctness == "correct") == record["correct"])
             if correctness == "wrong":
                 verdict = verdicts.get((name, "stepwise"))
                 if name in lost:
@@ -375,10 +376,11 @@ def pairs(cfg):
 
 def main(words):
     stages = {"sample": (Sample, sample), "judge": (Judge, judge), "pairs": (Pairs, pairs)}
+    usage = "usage: python reward.py sample|judge|pairs [--help] [flags]"
+    if words[:1] in (["-h"], ["--help"]):
+        return print(f"{__doc__}\n{usage}")
     if not words or words[0] not in stages:
-        if words[:1] in (["-h"], ["--help"]):
-            print(__doc__)
-        raise UserError("usage: python reward.py sample|judge|pairs [--help] [flags]")
+        raise UserError(usage)
     config, run = stages[words[0]]
     run(parse(config, words[1:]))
 
