@@ -117,7 +117,7 @@ def main(cfg):
     log = Metrics(cfg.out_dir, start, device, model.config)
     print0(f"{cfg.out_dir}: step {start} of {plan.steps}, rows {plan.fill:.1%} full, {world} ranks")
 
-    bar = tqdm(range(start, plan.steps), initial=start, total=plan.steps, disable=rank != 0)
+    bar = tqdm(range(start, plan.steps), "steps", plan.steps, initial=start, disable=rank != 0)
     for step in bar:
         micro = micro_batches(plan, families, step, rank, world, cfg.micro_batch_tokens, sources)
         micro = [batch.to(device) for batch in micro]
@@ -157,7 +157,9 @@ def main(cfg):
         if (step + 1) % cfg.eval_every == 0 or last:
             values |= heldout_loss(model, *held, cfg, rank, world, device)
         row = log.log(step, **values, lr=group["lr"])
-        bar.set_postfix(loss=f"{row['loss']:.3f}", tok_s=f"{row['tokens_per_second']:.0f}")
+        bar.set_postfix(
+            loss=f"{row['loss']:.3f}", tok_s=f"{row['tokens_per_second']:.0f}", refresh=False
+        )
         if (step + 1) % cfg.save_every == 0 and not last:
             resume.save(cfg.out_dir, step + 1, model, optimizer, run)
 
