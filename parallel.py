@@ -84,7 +84,9 @@ def shard(model, device, dtype="auto", recompute=False):
         if recompute:
             block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # Left to itself FSDP keeps the root's weights gathered after a forward without backward (the
+    # reference, held-out losses); a state saved or loaded then would miss the real ones.
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     model.to_empty(device=device)
     model.tie_weights()
     return model
