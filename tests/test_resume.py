@@ -1,0 +1,245 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from runs import ROOT, STAGES, run, series, settings, torchrun, weights, write_data
+from safetensors.torch import load_file
+from tiny import sentences, write_rows
+
+import parallel
+import resume
+from config import UserError
+
+
+def long(stage, data):
+    """About ten steps; each state is written right after the held-out rows were measured."""
+    held = {"cpt": {"heldout_text": "text"}, "sft": {"heldout_chat": "held_chat"},
+            "dpo": {"heldout_pairs": "held_pairs"}}[stage]  # fmt: skip
+    files = {name: f"{data}/{file}.jsonl" for name, file in held.items()}
+    epochs = {"cpt": 1.0, "sft": 1.5, "dpo": 2.0}[stage]
+    return files | {"epochs": epochs, "save_every": 3, "eval_every": 3}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """{stage: (rows of metrics.jsonl, sha256 of the weights)} of runs that nothing interrupts."""
+    found = {}
+    for stage in STAGES:
+        out = tmp_path_factory.mktemp(stage)
+        found[stage] = run(stage, data, out, **long(stage, data)), weights(out)
+        assert len(found[stage][0]) >= 9
+    return found
+
+
+def states(out):
+    return sorted(p.name for p in (out / "resume").iterdir())
+
+
+# ---- resumed = uninterrupted ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("how", ["stop_at", "crash_at"])
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(stage, how, data, whole, tmp_path):
+    """Twice interrupted: losses, norms and rates bit for bit, and the same bytes of weights."""
+    rows, sha = whole[stage]
+    for step in (4, 7):
+        run(stage, data, tmp_path, **{how: step}, **long(stage, data))
+        assert not (tmp_path / "model.safetensors").exists()
+    # a signal is answered by a state at the next step; after a crash the last regular one is left
+    assert states(tmp_path)[-1] == f"step_{8 if how == 'stop_at' else 6:08d}"
+    again = run(stage, data, tmp_path, **long(stage, data))
+    assert [row["step"] for row in again] == list(range(len(rows)))  # no holes, no doubles
+    assert series(again) == series(rows)
+    held = [key for key in rows[-1] if key.startswith("heldout/")]
+    assert held and [row.get(held[0]) for row in again] == [row.get(held[0]) for row in rows]
+    assert weights(tmp_path) == sha
+    assert not (tmp_path / "resume").exists()  # dropped when the model itself is there
+
+
+def test_a_run_saved_on_one_rank_goes_on_on_two(data, whole, tmp_path):
+    jobs = []
+    for stage in STAGES:
+        run(stage, data, tmp_path / stage, stop_at=4, **long(stage, data))
+        jobs.append({"stage": stage, "data": data, "out": tmp_path / stage, **long(stage, data)})
+    said = torchrun(2, tmp_path, jobs)
+    assert said.count("step 5 of") == 3 and said.count("2 ranks") == 3
+    for stage in STAGES:
+        (rows, _), again = whole[stage], resume_rows(tmp_path / stage)
+        assert [row["step"] for row in again] == [row["step"] for row in rows]
+        for row, want in zip(again, rows, strict=True):
+            for name in ("loss", "grad_norm", "lr"):
+                assert row[name] == pytest.approx(want[name], rel=1e-5, abs=1e-9)
+
+
+def resume_rows(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_has_ended_says_so_and_leaves_everything(data, tmp_path, capsys):
+    run("sft", data, tmp_path, epochs=0.3)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    capsys.readouterr()
+    run("sft", data, tmp_path, epochs=0.3)
+    assert capsys.readouterr().out == f"{tmp_path}: this run has ended already\n"
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+
+
+def test_other_settings_or_other_data_in_the_same_folder_are_refused(data, tmp_path):
+    chat = write_rows(tmp_path / "chat.jsonl", rows := chats(40))
+    run("sft", data, tmp_path / "out", chat=chat, stop_at=2)
+    for changes in ({"lr": 2e-3}, {"seed": 1}, {"epochs": 3.0}, {"batch_tokens": 384}):
+        with pytest.raises(UserError) as e:
+            run("sft", data, tmp_path / "out", chat=chat, **changes)
+        assert f"{next(iter(changes))} was" in str(e.value) and "\n" not in str(e.value)
+    write_rows(chat, rows[:-1])
+    with pytest.raises(UserError, match="chat.jsonl was '"):
+        run("sft", data, tmp_path / "out", chat=chat)
+    write_rows(chat, rows)
+    # How the work is cut up and how often it is measured or saved changes no number
+    neutral = {"micro_batch_tokens": 96, "eval_every": 1, "save_every": 2}
+    run("sft", data, tmp_path / "out", chat=chat, **neutral)
+    assert (tmp_path / "out" / "done.json").exists()
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        run("sft", data, tmp_path / "out", chat=chat, lr=2e-3)
+
+
+def chats(count):
+    turns = sentences(2 * count, 7)
+    return [
+        {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}
+        for a, b in zip(turns[::2], turns[1::2], strict=True)
+    ]
+
+
+# ---- damaged states ------------------------------------------------------------------------------
+
+
+def cut(folder):
+    file = max(folder.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip_a_bit(folder):
+    file = max(folder.glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def tear_the_manifest(folder):
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text[: len(text) // 2])
+
+
+DAMAGE = {
+    "cut short": cut,
+    "has changed": flip_a_bit,
+    "manifest.json is missing": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest.json is torn": tear_the_manifest,
+    "or cut": lambda folder: max(folder.glob("*.safetensors")).unlink(),
+}
+
+
+@pytest.mark.parametrize("said", DAMAGE)
+def test_a_damaged_state_is_passed_over_for_the_one_before(said, data, whole, tmp_path, capsys):
+    run("sft", data, tmp_path, crash_at=7, **long("sft", data))
+    assert states(tmp_path) == ["step_00000003", "step_00000006"]
+    DAMAGE[said](tmp_path / "resume" / "step_00000006")
+    (tmp_path / "resume" / "step_00000009.tmp").mkdir()  # broken off while it was written
+    capsys.readouterr()
+    again = run("sft", data, tmp_path, **long("sft", data))
+    out = capsys.readouterr().out
+    assert "step_00000006: " in out and said in out and "step 3 of" in out
+    assert series(again) == series(whole["sft"][0]) and weights(tmp_path) == whole["sft"][1]
+
+
+def test_when_every_state_is_damaged_the_run_begins_again(data, whole, tmp_path, capsys):
+    run("sft", data, tmp_path, crash_at=7, **long("sft", data))
+    for folder in (tmp_path / "resume").iterdir():
+        cut(folder)
+    again = run("sft", data, tmp_path, **long("sft", data))
+    assert capsys.readouterr().out.count("going back") == 2
+    assert series(again) == series(whole["sft"][0]) and weights(tmp_path) == whole["sft"][1]
+
+
+@pytest.mark.parametrize("at", ["write_tensors", "sync_folder", "sha256"])
+def test_a_save_that_breaks_off_leaves_the_states_before_it(at, data, whole, tmp_path, monkeypatch):
+    """Whatever moment the disk fills up or the power goes: step 3 is still there and used."""
+    real, calls = getattr(resume, at), []
+
+    def broken(*args, **kwargs):
+        calls.append(args)
+        if any("step_00000006" in str(a) for a in args):
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(resume, at, broken)
+    run("sft", data, tmp_path, **long("sft", data))
+    assert calls and "step_00000006" not in states(tmp_path)
+    monkeypatch.undo()
+    again = run("sft", data, tmp_path, **long("sft", data))
+    assert series(again) == series(whole["sft"][0]) and weights(tmp_path) == whole["sft"][1]
+
+
+def test_two_states_are_kept_and_hold_weights_and_both_moments(data, tmp_path):
+    run("sft", data, tmp_path, stop_at=7, epochs=2.0, save_every=1)
+    assert states(tmp_path) == ["step_00000007", "step_00000008"]
+    held = load_file(tmp_path / "resume" / "step_00000008" / "state-00001.safetensors")
+    names = load_file(data / "base" / "model.safetensors")
+    kinds = ("weight", "exp_avg", "exp_avg_sq")
+    assert held.keys() == {f"{kind}.{name}" for kind in kinds for name in names}
+    assert all(t.dtype == torch.float32 and t.any() for t in held.values())
+    assert all(held[f"weight.{name}"].shape == t.shape for name, t in names.items())
+
+
+# ---- signals -------------------------------------------------------------------------------------
+
+
+def test_sigterm_saves_and_the_same_command_finishes_the_run(data, tmp_path):
+    """As a process: exit code 143, then 0, and the numbers of an uninterrupted run."""
+    values = settings("sft", data, tmp_path / "out", epochs=8.0, save_every=1000)
+    flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, str(ROOT / "train_sft.py"), *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines = tmp_path / "out" / "metrics.jsonl"
+    while process.poll() is None and not (lines.exists() and lines.read_text().count("\n") >= 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[0]
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "the same command goes on from here" in said
+    stopped = len(resume_rows(tmp_path / "out"))
+    assert states(tmp_path / "out") == [f"step_{stopped:08d}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and f"step {stopped} of" in done.stdout
+    want = run("sft", data, tmp_path / "whole", epochs=8.0, save_every=1000)
+    assert 3 <= stopped < len(want)
+    assert series(resume_rows(tmp_path / "out")) == series(want)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_a_second_signal_ends_at_once(monkeypatch):
+    handlers = [(s, signal.getsignal(s)) for s in (signal.SIGTERM, signal.SIGINT)]
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    try:
+        parallel.catch_stop_signals()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert parallel.stop_signals == [signal.SIGTERM] and not codes
+        os.kill(os.getpid(), signal.SIGINT)
+        assert codes == [128 + signal.SIGINT]
+    finally:
+        parallel.stop_signals.clear()
+        for number, handler in handlers:
+            signal.signal(number, handler)
