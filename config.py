@@ -5,7 +5,7 @@
         lr: float = 5e-6  # peak learning rate
 
 gives `--lr 1e-5`; the comment is its --help. Later wins: defaults < `--config run.json` < flags.
-Every run directory holds the resolved config.json, so `--config out/x/config.json` repeats a run.
+Every run directory holds the resolved settings: `--config out/x/run.json` repeats a run.
 """
 
 import dataclasses
@@ -24,8 +24,9 @@ class UserError(Exception):
 
 def flag_comments(cls):
     """{field: its trailing comment in the source of the dataclass}."""
-    found = re.findall(r"^\s+(\w+):.*?#\s*(.+)$", inspect.getsource(cls), re.M)
-    return dict(found)
+    # A long default may go on in deeper lines, the comment then stands in one of these
+    field = r"^    (\w+):[^#\n]*(?:\n {8}[^#\n]*)*#\s*(.+)$"
+    return dict(re.findall(field, inspect.getsource(cls), re.M))
 
 
 def print_help(cls):
