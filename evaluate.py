@@ -8,6 +8,8 @@
     python evaluate.py --compare out/demo/eval_cpt_it out/demo/eval_aligned
 
 `--compare A B` pairs the same rows of two results and refuses rows that were asked differently.
+Under torchrun every rank holds the model and takes its share of the rows. Tasks share nothing:
+their order, the batch size and the number of ranks leave the scores as they are.
 """
 
 import difflib
@@ -54,6 +56,7 @@ class Config:
 
 
 def sha(value):
+    """sha256 of a string, or of a value as json."""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -62,6 +65,7 @@ def sha(value):
 
 
 def head(tokenizer):
+    """What every sequence begins with: BOS, or nothing where the model was trained without."""
     return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
 
 
@@ -106,7 +110,7 @@ def encode_choices(tokenizer, cfg, task, row):
         context, space = encode_plain(tokenizer, bare), text[len(bare) :] + " "
         joint = [encode_plain(tokenizer, bare + space + choice) for choice in row["choices"]]
         choices = [ids[len(context) :] for ids in joint]
-    if not all(choices):
+    if not all(choices):  # merged away: "5" after "1" may leave no token of its own
         raise UserError(f"row {row['id']}: choices: one adds no token of its own to the prompt")
     return context, choices
 
@@ -151,6 +155,7 @@ def score_families(model, families, batch_tokens, device, title):
             logprobs = model(
                 batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.labels, batch.parent
             )
+            # Sums of segments as differences of one running sum: in fp64, or the ends would drown
             total = torch.nn.functional.pad(logprobs.double().cumsum(0), (1, 0))  # (N + 1,)
             sums = iter(total[batch.cu_seqlens.long()].diff().tolist())  # (B,)
             for i in order[start:stop]:
@@ -195,8 +200,9 @@ def ask_replies(model, tokenizer, cfg, task, rows, device, title):
     """Sample log of greedy replies: one entry per row, lm-eval's names."""
     room = model.config.max_position_embeddings
     new_tokens = cfg.max_new_tokens or task.max_new_tokens
-    limit = max(room // 2, room - new_tokens)
+    limit = max(room // 2, room - new_tokens)  # a small context is shared half and half
     prompts = [encode_prompt(tokenizer, cfg, task, row) for row in rows]
+    # The end of a prompt holds the question: cut behind BOS, and counted
     kept = [ids if len(ids) <= limit else ids[:1] + ids[1 - limit :] for ids in prompts]
     order = sorted(range(len(rows)), key=lambda i: -len(kept[i]))
     texts = [kept[i] for i in order]
@@ -220,7 +226,11 @@ def ask_replies(model, tokenizer, cfg, task, rows, device, title):
 
 
 def sample(row, arguments, resps, filtered, prediction, values):
-    """One line of samples_TASK.jsonl. The prompt's hash covers rendered prompt and choices."""
+    """One line of samples_TASK.jsonl, under lm-eval's names, so that its viewers show it.
+
+    The prompt's hash covers the text as the model saw it, template and system message included, and
+    the choices: equal hashes mean that two checkpoints were asked the same.
+    """
     asked = [[part for part in parts if isinstance(part, str)] for parts in arguments]
     return {
         "doc": row,
@@ -246,6 +256,7 @@ def run_task(name, model, tokenizer, cfg, device, rank, world):
     rows = load_rows(name, path)
     place = {row["id"]: number for number, row in enumerate(rows)}
     if 0 < cfg.limit < len(rows):
+        # Not the first rows: files are often sorted by label or subject
         picked = np.random.default_rng(0).permutation(len(rows))[: cfg.limit]
         rows = [rows[i] for i in sorted(picked)]
     mode = cfg.mode or task.mode
@@ -265,6 +276,7 @@ def run_task(name, model, tokenizer, cfg, device, rank, world):
         "novelty": task.novelty, "style": task.style, "metric": task.metrics[0],
         **summary(name, samples),
         "asked": {
+            # two results with other values here are not compared
             "mode": mode, "fewshot": 0,
             "chat_template_sha": tokenizer.template_sha if cfg.chat_template else None,
             "system_instruction_sha": sha(cfg.system or task.system),
@@ -344,6 +356,7 @@ def print_table(result):
 
 
 def write(path, text):
+    """All or nothing: a run that is stopped leaves no half file."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

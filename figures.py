@@ -40,7 +40,11 @@ def draw(report, folder):
 def interval_bars(axis, places, entries, **style):
     """Bars with their intervals and the score above; entries are {score, low, high}."""
     scores = [e["score"] for e in entries]
-    spread = [[e["score"] - e["low"] for e in entries], [e["high"] - e["score"] for e in entries]]
+    # An interval is not centred on its score: two arms. Far off-centre it may not even hold it.
+    spread = [
+        [max(0, e["score"] - e["low"]) for e in entries],
+        [max(0, e["high"] - e["score"]) for e in entries],
+    ]
     error = {"elinewidth": 1.1, "ecolor": INK, "capsize": 2.5, "capthick": 1.1}
     axis.bar(places, scores, yerr=spread, error_kw=error, **style)
     for place, entry in zip(places, entries, strict=True):
@@ -49,6 +53,7 @@ def interval_bars(axis, places, entries, **style):
 
 
 def finish(figure, path):
+    """Write and close a figure (open ones are kept alive by pyplot)."""
     from matplotlib import pyplot
 
     figure.savefig(path)
@@ -70,7 +75,7 @@ def bars(report, path):
                       color=COLORS[checkpoint])  # fmt: skip
     axis.set_xticks(range(len(scores)), [c.replace("_", "\n") for c in scores])
     axis.tick_params(axis="x", length=0)
-    axis.set_ylim(0, 112)
+    axis.set_ylim(0, 112)  # room for the number above a bar of 100
     axis.set_yticks(range(0, 101, 25))
     axis.set_ylabel("points")
     axis.legend(ncols=len(checkpoints), loc="lower center", bbox_to_anchor=(0.5, 1.0))

@@ -81,6 +81,7 @@ solutions.</li>
 
 
 def text(value):
+    """Model output and data are shown, never interpreted."""
     return escape.escape(str(value))
 
 
@@ -97,6 +98,7 @@ def swatch(checkpoint):
 
 
 def score_table(parts):
+    """Capabilities by checkpoints; "every step right" stands under the exam as a part of it."""
     heads = "".join(f"<th>{swatch(c)}</th>" for c in parts.report["checkpoints"])
     rows = ""
     for name, n, *cells in parts.scores:
@@ -106,6 +108,7 @@ def score_table(parts):
 
 
 def comparison_table(parts):
+    """Paired differences, green or red only where the interval excludes 0."""
     rows, before = "", None
     for key, points, interval, n in parts.comparisons:
         found = parts.report["comparisons"][key]
@@ -122,6 +125,7 @@ def comparison_table(parts):
 
 
 def picture(title, path, caption):
+    """A figure with the png inside: the page can be mailed."""
     data = base64.b64encode(Path(path).read_bytes()).decode()
     return (f'<figure><img alt="{text(title)}" src="data:image/png;base64,{data}">'
             f"<figcaption>{caption}</figcaption></figure>")  # fmt: skip

@@ -58,6 +58,7 @@ def prepare_fpb(source):
             raise UserError(f"{path}:{number}: label: line does not end in @{', @'.join(labels)}")
         gold = labels.index(label.strip())
         rows.append(choice_row("fpb", number, labels, gold, text.strip()))
+    # Equal sentences have equal hashes and stay in one half
     rows.sort(key=lambda row: hashlib.sha256(letters(row["text"]).encode()).hexdigest())
     return rows[:FPB_TEST], rows[FPB_TEST:], {}
 
@@ -83,7 +84,7 @@ def prepare_fiqa_sa(source):
         for key, entry in read_json(path, dict).items():
             scores = [float(info["sentiment_score"]) for info in entry["info"]]
             signs = {(s > FIQA_NEUTRAL) - (s < -FIQA_NEUTRAL) for s in scores}
-            if len(signs) > 1:
+            if len(signs) > 1:  # such a sentence has no one label
                 mixed += 1
                 continue
             gold = {1: 0, -1: 1, 0: 2}[signs.pop()]
@@ -115,8 +116,10 @@ def prepare_ner(source):
         rows = []
         for number, words, tags in conll_sentences(find(source, name)):
             spans, answer = [], []
+            # MISC, seven words in all, is not asked for
             kinds = [tag[2:] if tag[2:] in ("PER", "ORG", "LOC") else "" for tag in tags]
             for i, kind in enumerate(kinds):
+                # IOB's B- only parts two neighbours of one type; in BIO every entity begins with it
                 opens = kind and (i == 0 or kinds[i - 1] != kind or tags[i].startswith("B"))
                 spans.append(f"{'B' if opens else 'I'}-{kind}" if kind else "O")
                 if opens:
@@ -253,6 +256,7 @@ def read_json(path, kind):
 
 
 def write_jsonl(path, rows):
+    """Written aside and renamed: a stopped run leaves no half file that looks whole."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as f:
         f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -260,6 +264,7 @@ def write_jsonl(path, rows):
 
 
 def chat_row(row):
+    """A training row: the same query as in the evaluation, answered."""
     roles = (("user", row["query"]), ("assistant", row["answer"]))
     return {"messages": [{"role": role, "content": text} for role, text in roles]}
 

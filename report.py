@@ -85,6 +85,7 @@ def capability_score(folder, names, metric=None):
         task, samples = TASKS[name], list(read_samples(folder, name).values())
         statistics, score = measures(task, samples)[metric or task.metrics[0]]
         scores.append(scorers.point(statistics, score))
+        # Tasks are drawn independently (the seed is the name), so the mean's interval is right
         draws.append(scorers.resample(statistics, score, seed=name))
         n += len(samples)
     return points(np.mean(scores), *scorers.interval(np.mean(draws, axis=0))) | {"n": n}
@@ -133,17 +134,17 @@ def collect(folders):
 
 
 def findings(report):
-    """What the numbers say, in sentences that do not say more."""
-    found, names = report["comparisons"], []
+    """What the numbers say, in sentences that do not say more: [str]."""
+    found, sentences = report["comparisons"], []
 
     def tell(key, text):
         if key not in found:
             return
         d = found[key]
-        shown = f"{d['difference']:+.1f} points [{d['low']:+.1f}, {d['high']:+.1f}]"
-        names.append((text.format(shown), d))
+        sentence = text.format(f"{d['difference']:+.1f} points [{d['low']:+.1f}, {d['high']:+.1f}]")
         if d["low"] <= 0 <= d["high"]:
-            names[-1] = (f"{names[-1][0]}, which the interval cannot tell from 0", d)
+            sentence += ", which the interval cannot tell from 0"
+        sentences.append(f"{sentence}.")
 
     tell("concepts: cpt_it - base", "Joint CPT + IT changes knowledge of the new domain by {}")
     tell("reasoning: cpt_it - base", "It changes the exam by {}")
@@ -158,13 +159,14 @@ def findings(report):
         "From base to aligned, instruction following changes by {}",
     )
     tell("general: aligned - base", "What the base knew before (general) changes by {}")
-    return [text + "." for text, _ in names]
+    return sentences
 
 
 # Text forms ----------------------------------------------------------------------------------
 
 
 def shown(entry):
+    """ "64.2 [60.0, 68.4]"."""
     return f"{entry['score']:.1f} [{entry['low']:.1f}, {entry['high']:.1f}]"
 
 
@@ -180,6 +182,7 @@ def score_rows(report):
 
 
 def comparison_rows(report):
+    """Rows of the table of differences: [name, points, interval, n]."""
     return [
         [key, f"{d['difference']:+.1f}", f"[{d['low']:+.1f}, {d['high']:+.1f}]", str(d["n"])]
         for key, d in report["comparisons"].items()
@@ -187,6 +190,7 @@ def comparison_rows(report):
 
 
 def print_table(report):
+    """The main table and what it says, for the terminal."""
     heads = ["points (95% interval)", "n", *report["checkpoints"]]
     rows = score_rows(report)
     widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]

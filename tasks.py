@@ -37,10 +37,13 @@ class Task:
     system: str = ""  # system message that belongs to the task
 
 
+# One label of a fixed set: accuracy says little where one class dominates, so F1 and MCC go along
 LABEL = ("acc", "weighted_f1", "macro_f1", "mcc", "balanced_acc")
+# One text of several: by sum, and per character or byte, since long choices collect more log-loss
 CHOICE = ("acc", "acc_norm", "acc_bytes")
-WORLD = "the sample world: python sample/make.py"
+WORLD = "the sample world: python sample/world.py --out sample/data"
 
+# In substance the published prompt of CFA-Challenge, the only one of FinEval's that is known
 CFA_SYSTEM = (
     "You are taking a CFA exam. Choose the one right answer among A, B and C. First explain your "
     "reasoning in up to 100 words, then give your choice in the form Selection: [[A]]. "
@@ -251,6 +254,7 @@ def judge_reply(task, row, reply):
 
 
 def same_choice(row, given):
+    """Labels are read in the spelling of `choices`, which may differ from `answer` in case."""
     return bool(row.get("choices")) and given == row["choices"][row["gold"]].strip()
 
 
@@ -279,6 +283,7 @@ def judge_choices(task, row, logprobs):
 
 def measures(task, samples):
     """{metric: (statistics (n, S), score function)} of a task's sample log (see evaluate.py)."""
+    # Whatever a sample has a value for is averaged; what is not a mean is built below
     names = [name for name in samples[0]["metrics"] if name != "spans"]
     found = {
         name: (scorers.mean_statistics([s[name] for s in samples]), scorers.mean_score)
