@@ -157,6 +157,8 @@ def score_families(model, families, batch_tokens, device, title):
             )
             # Sums of segments as differences of one running sum: in fp64, or the ends would drown
             total = torch.nn.functional.pad(logprobs.double().cumsum(0), (1, 0))  # (N + 1,)
+            if not total[-1].isfinite():
+                raise UserError("the log-probs are not finite: the checkpoint has diverged")
             sums = iter(total[batch.cu_seqlens.long()].diff().tolist())  # (B,)
             for i in order[start:stop]:
                 scored = [(next(sums), data.targets([segment]) > 0) for segment in families[i]]
@@ -186,10 +188,9 @@ def ask_choices(model, tokenizer, cfg, task, rows, device, title):
         arguments = [[prompt, tokenizer.decode(ids, skip_special=False)] for ids in choices]
         prediction, found = judge_choices(task, row, values)
         pairs = [[value, None] for value in values]  # lm-eval's (log-prob, is greedy)
-        samples.append(
-            sample(row, arguments, [[pair] for pair in pairs], pairs, prediction, found)
-            | {"truncated": len(context) + max(map(len, choices)) > limit + 1, "finish": None}
-        )
+        entry = sample(row, arguments, [[pair] for pair in pairs], pairs, prediction, found)
+        truncated = len(context) + max(map(len, choices)) > limit + 1
+        samples.append(entry | {"truncated": truncated, "finish": None})
     return samples
 
 
@@ -212,16 +213,14 @@ def ask_replies(model, tokenizer, cfg, task, rows, device, title):
         replies[i] = completions[0]
     samples = []
     for row, ids, full, reply in zip(rows, kept, prompts, replies, strict=True):
-        text = tokenizer.decode(reply.ids)
+        text = tokenizer.decode(reply.ids).replace("\0", "\ufffd")  # the log must be readable again
         if not cfg.chat_template and task.style == "direct":
             text = text.split("\n\n")[0]  # a plain continuation ends its answer with a blank line
         prediction, values = judge_reply(task, row, text)
         prompt = tokenizer.decode(ids, skip_special=False)
         arguments = [[prompt, {"do_sample": False, "max_gen_toks": new_tokens}]]
-        samples.append(
-            sample(row, arguments, [[text]], [prediction], prediction, values)
-            | {"truncated": len(full) > limit, "finish": reply.finish}
-        )
+        entry = sample(row, arguments, [[text]], [prediction], prediction, values)
+        samples.append(entry | {"truncated": len(full) > limit, "finish": reply.finish})
     return samples
 
 

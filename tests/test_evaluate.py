@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import WORDS, sentences, write_checkpoint, write_rows
 
 import evaluate
@@ -208,6 +209,16 @@ def test_a_prompt_beyond_the_context_is_cut_and_counted(tmp_path):
     for mode in ("generate", "loglikelihood"):
         found = run(folder, tmp_path, tmp_path / mode, tasks="fpb", mode=mode)
         assert found["fpb"]["truncated"] == 1
+
+
+def test_a_diverged_checkpoint_is_named_as_such(tmp_path, rows_dir):
+    folder = write_checkpoint(tmp_path / "ck")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for name in ("arc", "fpb"):
+        with pytest.raises(UserError, match="diverged"):
+            run(folder, rows_dir, tmp_path, tasks=name)
 
 
 def test_missing_answers_are_warned_about(folder, rows_dir, tmp_path, capsys):
