@@ -89,9 +89,12 @@ def damage(folder):
     if not (folder / "manifest.json").exists():
         return "manifest.json is missing"
     try:
-        files = read_json(folder / "manifest.json")["files"]
+        manifest = read_json(folder / "manifest.json")
+        files, step = manifest["files"], manifest["step"]
     except (UserError, KeyError):
         return "manifest.json is torn"
+    if folder.name != f"step_{step:0>8}":
+        return f"manifest.json is of step {step}"
     for name, want in files.items():
         file = folder / name
         if not file.exists() or file.stat().st_size != want["bytes"]:

@@ -142,7 +142,13 @@ def tear_the_manifest(folder):
     (folder / "manifest.json").write_text(text[: len(text) // 2])
 
 
+def change_the_step(folder):
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text.replace('"step": 6', '"step": 7'))
+
+
 DAMAGE = {
+    "manifest.json is of step 7": change_the_step,
     "cut short": cut,
     "has changed": flip_a_bit,
     "manifest.json is missing": lambda folder: (folder / "manifest.json").unlink(),
