@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,11 +66,12 @@ def settings(stage, data, out, **changes):
     return values | changes
 
 
-def run(stage, data, out, gradients=None, stop_at=None, crash_at=None, **changes):
+def run(stage, data, out, gradients=None, stop_at=None, crash_at=None, fail_at=None, **changes):
     """main(Config(...)) of a train script, without the plot. Returns the rows of metrics.jsonl.
 
     gradients: file for those of the first step, whole tensors in the optimizer's order.
-    stop_at, crash_at: a step during which a stop signal arrives, or after which all breaks off.
+    stop_at: a step during which the last rank receives a stop signal. crash_at: a step after which
+    all breaks off. fail_at: one after which the last rank meets an error.
     """
     module = importlib.import_module(f"train_{stage}")
     build, log = module.build_optimizer, module.Metrics.log
@@ -89,10 +91,13 @@ def run(stage, data, out, gradients=None, stop_at=None, crash_at=None, **changes
 
     def breaking(self, step, **values):
         row = log(self, step, **values)
-        if step == stop_at:
+        last = parallel.dist.get_rank() + 1 == parallel.dist.get_world_size()
+        if step == stop_at and last:
             parallel.stop_signals.append(signal.SIGTERM)
         if step == crash_at:
             raise KeyboardInterrupt
+        if step == fail_at and last:
+            raise RuntimeError("a bug on one rank")
         return row
 
     try:
@@ -107,7 +112,7 @@ def run(stage, data, out, gradients=None, stop_at=None, crash_at=None, **changes
     finally:
         for number, handler in handlers:
             signal.signal(number, handler)
-    if gradients and (not parallel.dist.is_initialized() or parallel.dist.get_rank() == 0):
+    if gradients and parallel.dist.get_rank() == 0:
         save_file({f"{i:03d}": g for i, g in enumerate(seen)}, gradients)
     return read_metrics(out)
 
@@ -119,15 +124,15 @@ def copy(source, out):
     save_pretrained(model, out, source)
 
 
-def torchrun(ranks, folder, jobs):
-    """The jobs, one after the other, on several ranks: one start-up for all of them."""
+def torchrun(ranks, folder, jobs, code=0):
+    """The jobs, one after the other, on several ranks: one start-up for all. Returns all output."""
     file = Path(folder) / "jobs.json"
     file.write_text(json.dumps(jobs, default=str))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
                str(ranks), __file__, str(file)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 def weights(out):
@@ -139,6 +144,16 @@ def series(rows, *names):
     """The columns of metrics.jsonl that depend on nothing but the numbers."""
     names = names or ("step", "loss", "grad_norm", "lr")
     return [tuple(row[name] for name in names) for row in rows]
+
+
+def by_hand(model, prompt, reply):
+    """Log-prob of each token of the reply behind the prompt, by numpy in fp64: (len(reply),)."""
+    ids = torch.tensor([*prompt, *reply])
+    with torch.no_grad():
+        logits = model(ids, torch.arange(len(ids)), torch.tensor([0, len(ids)])).double().numpy()
+    logits -= logits.max(-1, keepdims=True)
+    scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return scores[len(prompt) - 1 : -1][np.arange(len(reply)), reply]
 
 
 def distance(file, other):

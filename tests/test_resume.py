@@ -67,19 +67,33 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(stage, how, data, wh
     assert not (tmp_path / "resume").exists()  # dropped when the model itself is there
 
 
-def test_a_run_saved_on_one_rank_goes_on_on_two(data, whole, tmp_path):
-    jobs = []
+def test_a_run_saved_on_one_rank_goes_on_on_two_and_back(data, whole, tmp_path):
+    two = tmp_path / "two"
+    jobs = [{"stage": "sft", "data": data, "out": two, "stop_at": 4, **long("sft", data)}]
     for stage in STAGES:
         run(stage, data, tmp_path / stage, stop_at=4, **long(stage, data))
         jobs.append({"stage": stage, "data": data, "out": tmp_path / stage, **long(stage, data)})
     said = torchrun(2, tmp_path, jobs)
-    assert said.count("step 5 of") == 3 and said.count("2 ranks") == 3
-    for stage in STAGES:
-        (rows, _), again = whole[stage], resume_rows(tmp_path / stage)
+    assert said.count("step 5 of") == 3 and said.count("2 ranks") == 4
+    assert states(two)[-1] == "step_00000005"  # the signal met one rank, both stopped for it
+    run("sft", data, two, **long("sft", data))
+    for stage, out in [*((stage, tmp_path / stage) for stage in STAGES), ("sft", two)]:
+        (rows, _), again = whole[stage], resume_rows(out)
         assert [row["step"] for row in again] == [row["step"] for row in rows]
         for row, want in zip(again, rows, strict=True):
             for name in ("loss", "grad_norm", "lr"):
                 assert row[name] == pytest.approx(want[name], rel=1e-5, abs=1e-9)
+
+
+def test_a_rank_that_fails_names_itself_and_takes_the_others_with_it(data, whole, tmp_path):
+    """The rank that is left waiting in a collective is ended by torchrun, not by a time-out."""
+    out = tmp_path / "out"
+    job = {"stage": "sft", "data": data, "out": out, **long("sft", data)}
+    said = torchrun(2, tmp_path, [job | {"fail_at": 4}], code=1)
+    assert "rank 1 failed:" in said and "RuntimeError: a bug on one rank" in said
+    assert states(out) == ["step_00000003"]
+    run("sft", data, out, **long("sft", data))
+    assert len(resume_rows(out)) == len(whole["sft"][0])
 
 
 def resume_rows(out):
