@@ -69,6 +69,16 @@ def test_rms_norm_is_as_close_to_its_formula_as_torch(dtype, scale):
     )
 
 
+def test_the_size_of_a_row_is_taken_in_fp32():
+    """In bf16 the mean of squares would be off by 1/512 for the whole row; single roundings of its
+    512 numbers cancel out."""
+    x, w = normal(40, 512).bfloat16(), torch.ones(512, dtype=torch.bfloat16)
+    got = rms_norm(x.to(DEVICE), w.to(DEVICE), 1e-5).double().cpu()
+    want = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    ratio = (got * want).sum(-1) / want.square().sum(-1)
+    assert root_mean_square(ratio - 1) < 1e-3  # 0.4e-3; 2.2e-3 with bf16 squares
+
+
 @dtypes
 def test_swiglu_is_as_close_to_its_formula_as_torch(dtype):
     check(
@@ -129,6 +139,20 @@ def torch_logprobs(hidden, weight, labels):
 def test_linear_logprobs_is_as_close_to_its_formula_as_torch(dtype, rows, monkeypatch):
     monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, DEVICE, rows * V)
     check(linear_logprobs, softmax_definition, torch_logprobs, head_inputs(), dtype)
+
+
+def test_many_chunks_of_bf16_add_up_nearly_as_exactly_as_one(monkeypatch):
+    """1.2 times the error of one chunk, 2.9 times where the sum itself is bf16. With small logits,
+    whose own rounding would hide it."""
+    hidden, weight, labels = head_inputs()
+    inputs = [hidden.bfloat16().double(), (0.02 * weight).bfloat16().double(), labels]
+    want = outputs_and_gradients(softmax_definition, inputs, torch.float64)[2]
+    error = {}
+    for rows in (1000, 1):
+        monkeypatch.setitem(cross_entropy.CHUNK_LOGITS, DEVICE, rows * V)
+        got = outputs_and_gradients(linear_logprobs, inputs, torch.bfloat16)[2]
+        error[rows] = root_mean_square(got - want)
+    assert error[1] < 1.6 * error[1000]
 
 
 def test_the_definition_in_the_file_is_the_softmax():
