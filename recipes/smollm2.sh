@@ -6,7 +6,7 @@
 # MODEL  the checkpoint folder of HuggingFaceTB/SmolLM2-135M-Instruct
 # DATA   a folder of yours:  cpt.jsonl    {"text"} rows of finance text
 #                            fpb/         Sentences_50Agree.txt of the Financial PhraseBank
-#                            fiqa_sa/     FiQA 2018 task 1: its json files, or the 235 rows as jsonl
+#                            fiqa_sa/     FiQA 2018: FinLoRA's 235 test rows, task1_*_train.json
 #                            fomc/        gtfintechlab/fomc-hawkish-dovish: the split-combine files
 # OUT    where everything goes, default out/smollm2
 #
@@ -46,7 +46,7 @@ evaluate base "$model"
 
 python train_cpt.py --init_from "$model" --out_dir "$out/cpt_it" \
   --text "$data/cpt.jsonl" --chat "$out/data/sft.jsonl" --heldout_text "" --heldout_chat "" \
-  --max_length 1024 --batch_tokens 2048 --micro_batch_tokens 2048 --epochs 1 \
+  --max_length 512 --batch_tokens 2048 --micro_batch_tokens 2048 --epochs 1 \
   --lr 2e-5 --dtype $dtype --save_every 40
 evaluate cpt_it "$out/cpt_it"
 
@@ -60,7 +60,7 @@ fi
 python reward.py pairs --out_dir "$out/reward" --fap_per_prompt 1
 
 python train_dpo.py --init_from "$out/cpt_it" --pairs "$out/reward/pairs.jsonl" \
-  --out_dir "$out/aligned" --max_length 1024 --batch_tokens 2048 --micro_batch_tokens 2048 \
+  --out_dir "$out/aligned" --max_length 512 --batch_tokens 2048 --micro_batch_tokens 2048 \
   --epochs 1 --lr 2e-6 --dtype $dtype
 evaluate aligned "$out/aligned"
 
