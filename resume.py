@@ -9,6 +9,7 @@ that does not match it is passed over for the one before. The data position is t
 because batches are a pure function of it (data.Plan), and training draws no other random numbers.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -157,12 +158,16 @@ def load(out_dir, model, optimizer, run):
 
 
 def finished(out_dir, run):
-    """Has this very run ended in out_dir? UserError if another one has."""
+    """Has this very run ended in out_dir? UserError if the folder holds another one, ended or not:
+    at once, before anything is loaded or written."""
     done = Path(out_dir) / "done.json"
-    if not done.exists():
-        return False
-    check_same_run(out_dir, run, read_json(done)["run"])
-    return True
+    if done.exists():
+        check_same_run(out_dir, run, read_json(done)["run"])
+        return True
+    for file in (Path(out_dir) / "resume").glob("step_????????/manifest.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # torn: load passes it over
+            check_same_run(out_dir, run, json.loads(file.read_text())["run"])
+    return False
 
 
 def finish(out_dir, run):

@@ -112,6 +112,7 @@ def test_a_run_that_has_ended_says_so_and_leaves_everything(data, tmp_path, caps
 def test_other_settings_or_other_data_in_the_same_folder_are_refused(data, tmp_path):
     chat = write_rows(tmp_path / "chat.jsonl", rows := chats(40))
     run("sft", data, tmp_path / "out", chat=chat, stop_at=2)
+    described = {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir() if f.is_file()}
     for changes in ({"lr": 2e-3}, {"seed": 1}, {"epochs": 3.0}, {"batch_tokens": 384}):
         with pytest.raises(UserError) as e:
             run("sft", data, tmp_path / "out", chat=chat, **changes)
@@ -120,6 +121,8 @@ def test_other_settings_or_other_data_in_the_same_folder_are_refused(data, tmp_p
     with pytest.raises(UserError, match="chat.jsonl was '"):
         run("sft", data, tmp_path / "out", chat=chat)
     write_rows(chat, rows)
+    left = {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir() if f.is_file()}
+    assert left == described  # run.json still tells of the run that is there
     # How the work is cut up and how often it is measured or saved changes no number
     neutral = {"micro_batch_tokens": 96, "eval_every": 1, "save_every": 2}
     run("sft", data, tmp_path / "out", chat=chat, **neutral)
