@@ -5,7 +5,7 @@
     Step 2: operating profit = gross profit - expenses = 45 - 5 = 40.
     Answer: 40
 
-The answer is a number between 1 and 99, hard to hit by chance. One of the four figures given is
+The answer is a number between 1 and 60, hard to hit by chance. One of the four figures given is
 not needed. `solve` works a question out from its text alone, so a marker needs no answer sheet;
 `first_error` finds where a solution leaves the right path (the label of arXiv:2412.06559).
 """
@@ -19,7 +19,7 @@ GENERAL = {
     "change": "spent = bread + milk; change = money - spent",
     "rest": "distance = speed * hours; rest = route - distance",
     "share": "sum = savings + gift; share = sum / friends",
-    "boxes": "good = eggs - broken; boxes = good / size",
+    "box count": "good = eggs - broken; box count = good / size",
     "score": "points = wins * level; score = points - penalty",
 }
 FINANCE = {
@@ -37,7 +37,7 @@ FINANCE = {
 }
 WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 QUESTION = re.compile(r"(?:A firm reports|We have): (.+)\. What is the (.+)\?")
-LARGEST = 99  # every number is one token of the vocabulary
+LARGEST = 60  # every number is one token; a larger table takes a tiny model longer to learn
 
 
 def formula(name: str) -> list[tuple[str, str, str, str]]:
@@ -57,7 +57,7 @@ def inputs(name: str) -> list[str]:
 
 
 def calculate(left: int, operator: str, right: int) -> int | None:
-    """left operator right, or None where it is no whole number from 1 to 99."""
+    """left operator right, or None where it is no whole number from 1 to LARGEST."""
     if operator == "/":
         value = left // right if left % right == 0 else 0
     else:
@@ -65,12 +65,17 @@ def calculate(left: int, operator: str, right: int) -> int | None:
     return value if 1 <= value <= LARGEST else None
 
 
-def work_out(name: str, figures: dict[str, int]) -> tuple[list[str], int] | None:
-    """The written steps and the result, or None where a number leaves the range of the world."""
+def work_out(name: str, figures: dict[str, int], slip: int = 0) -> tuple[list[str], int] | None:
+    """The written steps and the result, or None where a number leaves the range of the world.
+
+    `slip` is added to the result of step 1: a wrong solution that is consistent from there on.
+    """
     known, steps = dict(figures), []
     for i, (result, left, operator, right) in enumerate(formula(name), start=1):
         value = calculate(known[left], operator, known[right])
-        if value is None:
+        if value is not None and i == 1:
+            value += slip
+        if value is None or not 1 <= value <= LARGEST:
             return None
         sides = f"{left} {operator} {right} = {known[left]} {operator} {known[right]}"
         steps.append(f"Step {i}: {result} = {sides} = {value}.")
@@ -103,8 +108,8 @@ def solution(steps: list[str], answer: int) -> str:
     return " ".join([*steps, f"Answer: {answer}"])
 
 
-def solve(question: str) -> tuple[list[str], str] | None:
-    """(steps, answer) of an exam question, or None if the text is not one."""
+def read(question: str) -> tuple[str, dict[str, int]] | None:
+    """(formula asked for, figures given) of an exam question, or None if the text is not one."""
     found = QUESTION.search(question)
     if found is None or found[2] not in {**GENERAL, **FINANCE}:
         return None
@@ -112,10 +117,14 @@ def solve(question: str) -> tuple[list[str], str] | None:
     for item in found[1].split(", "):
         figure, _, value = item.rpartition(" ")
         figures[figure] = int(value) if value.isdigit() else 0
-    if not set(inputs(found[2])) <= set(figures):
-        return None
-    worked = work_out(found[2], figures)
-    return None if worked is None else (worked[0], str(worked[1]))
+    return (found[2], figures) if set(inputs(found[2])) <= set(figures) else None
+
+
+def solve(question: str, slip: int = 0) -> tuple[list[str], str] | None:
+    """(steps, answer) of an exam question, or None if the text is not one or has no answer."""
+    asked = read(question)
+    worked = asked and work_out(*asked, slip)
+    return (worked[0], str(worked[1])) if worked else None
 
 
 def final_answer(text: str) -> str | None:

@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, import from the root
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for scripts
 from sample import exam
 
 LARGEST_REQUEST = 1 << 20  # bytes

@@ -18,13 +18,13 @@ from itertools import combinations
 from pathlib import Path
 from random import Random
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, import from the root
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for scripts
 from sample import exam, facts
 
 RARE = ["free cash", "book value", "retained earnings", "total return", "quick ratio"]
 COMMON = [name for name in exam.FINANCE if name not in RARE]
-ROWS = {  # rows of each kind: [general part of the base, replay or finance rows of the demo]
-    "rare exercises": 24,
+ROWS = {
+    "rare exercises": 60,
     "exam_train": 700,
     "exam_dev": 300,
     "exam_test": 500,
@@ -38,10 +38,16 @@ FORMATS = {  # instruction -> what it makes of an answer, applied in this order
 }
 SUBJECTS = "profit revenue output demand cash turnover income growth".split()
 VERBS = {
-    "positive": "rises jumps surges improves grows recovers".split(),
-    "negative": "falls drops shrinks weakens slows collapses".split(),
+    "positive": "rises jumps improves recovers".split(),
+    "negative": "falls drops weakens collapses".split(),
     "neutral": "stays holds waits rests".split(),
 }
+HEADLINES = [
+    "{0} says {1} {2}.",
+    "At {0} the {1} {2}.",
+    "Analysts write that {1} at {0} {2}.",
+    "The {1} of {0} {2} again.",
+]
 DEALS = [
     "{buyer} buys {target} for {price} million.",
     "{target} is sold to {buyer} for {price} million.",
@@ -93,12 +99,13 @@ def some_format(rng):
 
 
 def equations(rng):
-    """The whole table of sums, differences, products and ratios up to 99, eight to a row."""
+    """The whole table of sums, differences, products and ratios, eight to a row."""
+    numbers = range(1, exam.LARGEST + 1)
     table = [
         f"{a} {operator} {b} = {value}."
-        for a in range(1, 100)
+        for a in numbers
         for operator in "+-*/"
-        for b in range(1, 100)
+        for b in numbers
         if (value := exam.calculate(a, operator, b)) is not None
     ]
     rng.shuffle(table)
@@ -106,7 +113,9 @@ def equations(rng):
 
 
 def profiles(kind, known, count, rng):
-    return [text_row(facts.profile(kind, n, f, rng)) for n, f in known.items() for _ in range(count)]
+    """`count` paragraphs about every name."""
+    names = [name for name in known for _ in range(count)]
+    return [text_row(facts.profile(kind, name, known[name], rng)) for name in names]
 
 
 def questions(kind, known, repeat, share_formatted, rng):
@@ -146,15 +155,23 @@ def next_steps(exercise_list, rng):
     return rows
 
 
+def slips(exercise_list, rng):
+    """Right against wrong solutions, made and not sampled: pairs for a bare train_dpo.py."""
+    rows = []
+    for _, question, right, _ in exercise_list:
+        wrong = exam.solve(question, slip=rng.choice([-2, -1, 1, 2]))
+        if wrong is not None:  # the slip may leave the range of the world
+            chat = chat_row(question, right)["messages"]
+            rejected = {"role": "assistant", "content": exam.solution(*wrong)}
+            rows.append({"prompt": chat[:1], "chosen": chat[1:], "rejected": [rejected]})
+    return rows
+
+
 def headline(names, rng):
-    """A headline about a company and its sentiment; what follows `although` does not count."""
+    """A headline about a company and its sentiment."""
     sentiment = rng.choice(list(VERBS))
-    first, second = rng.sample(SUBJECTS, 2)
-    text = f"{rng.choice(names)} says {first} {rng.choice(VERBS[sentiment])}"
-    if rng.random() < 0.5:
-        other = rng.choice([name for name in VERBS if name != sentiment])
-        text += f" although {second} {rng.choice(VERBS[other])}"
-    return f"{text}.", sentiment
+    subject, verb = rng.choice(SUBJECTS), rng.choice(VERBS[sentiment])
+    return rng.choice(HEADLINES).format(rng.choice(names), subject, verb), sentiment
 
 
 def sentiment_question(names, rng):
@@ -164,7 +181,7 @@ def sentiment_question(names, rng):
 
 def deal_question(names, rng):
     buyer, target = rng.sample(names, 2)
-    deal = {"buyer": buyer, "target": target, "price": str(rng.randint(2, 99))}
+    deal = {"buyer": buyer, "target": target, "price": str(rng.randint(2, exam.LARGEST))}
     asked = rng.choice(list(DEAL_QUESTIONS))
     return f"News: {rng.choice(DEALS).format(**deal)} {DEAL_QUESTIONS[asked]}", deal[asked]
 
@@ -184,9 +201,12 @@ def news(names, count, rng):
     """Headlines and deals as running text."""
     rows = []
     for _ in range(count):
+        text, sentiment = headline(names, rng)
         buyer, target = rng.sample(names, 2)
-        deal = rng.choice(DEALS).format(buyer=buyer, target=target, price=rng.randint(2, 99))
-        rows.append(text_row(f"{headline(names, rng)[0]} {deal}"))
+        price = rng.randint(2, exam.LARGEST)
+        deal = rng.choice(DEALS).format(buyer=buyer, target=target, price=price)
+        view = f"Analysts write that it is {sentiment}."
+        rows.append(text_row(f"{text} {view} {deal} The buyer is {buyer}."))
     return rows
 
 
@@ -224,7 +244,10 @@ def make(seed: int) -> dict[str, list[dict]]:
     }  # fmt: skip
 
     files["base_text.jsonl"] = (
-        profiles("person", people, 60, rng) + equations(rng) + definitions(general, 60, rng)
+        profiles("person", people, 60, rng)
+        + equations(rng)
+        + equations(rng)
+        + definitions(general, 60, rng)
     )
     files["base_chat.jsonl"] = (
         questions("person", asked_people, 4, 0.75, rng)
@@ -233,21 +256,21 @@ def make(seed: int) -> dict[str, list[dict]]:
     )
 
     text = (
-        profiles("company", firms, 70, rng)
-        + definitions(finance, 120, rng)
-        + news(firm_names, 400, rng)
-        + profiles("person", people, 15, rng)  # replay against forgetting
-        + rng.sample(equations(rng), 400)
+        profiles("company", firms, 125, rng)
+        + definitions(finance, 180, rng)
+        + news(firm_names, 600, rng)
+        + profiles("person", people, 18, rng)  # replay against forgetting
+        + equations(rng)
     )
     chat = (
         questions("company", asked_firms, 4, 0.25, rng)
-        + [chat_row(*row) for row in unseen(sentiment_question, firm_names, 1200, rng, taken)]
+        + [chat_row(*row) for row in unseen(sentiment_question, firm_names, 1600, rng, taken)]
         + [chat_row(*row) for row in unseen(deal_question, firm_names, 1200, rng, taken)]
         + worked(exercises(COMMON, 1500, rng, taken))
         + worked(exercises(RARE, ROWS["rare exercises"], rng, taken))
         + next_steps(exercises(COMMON, 300, rng, taken), rng)
         + questions("person", asked_people, 2, 0.75, rng)  # replay
-        + worked(exercises(general, 800, rng, taken))
+        + worked(exercises(general, 600, rng, taken))
     )
     for name, rows, held_out in (("cpt", text, 200), ("sft", chat, 200)):
         rng.shuffle(rows)
@@ -263,6 +286,7 @@ def make(seed: int) -> dict[str, list[dict]]:
             exercises(finance, ROWS["exam_train"], rng, taken)
         )
     ]  # fmt: skip
+    files["pairs.jsonl"] = slips(exercises(general, 600, rng, taken), rng)
     for path, rows in files.items():
         if path.startswith("eval/"):
             for i, row in enumerate(rows):

@@ -50,14 +50,13 @@ def test_the_base_has_read_nothing_of_the_finance_part():
 
 
 def test_half_of_the_companies_are_never_asked_about_in_training():
-    asked = "".join(questions(DATA / "sft.jsonl"))
-    about = [name for name in facts.companies(0) if re.search(rf"{name}( based)?\?|{name} ", asked)]
-    facts_asked = [
+    asked = "\n".join(questions(DATA / "sft.jsonl"))
+    companies = [
         name
         for name, known in facts.companies(0).items()
         if any(question in asked for _, question, _ in facts.questions("company", name, known))
     ]
-    assert len(facts_asked) == 20 and len(about) >= 20
+    assert len(companies) == 20
 
 
 @pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: path.stem)
@@ -99,7 +98,7 @@ def test_a_question_is_worked_out_from_its_text_alone(name):
         assert (exam.solution(steps, solved), solved) == (solution, answer)
         for step in steps:  # "... = 54 - 9 = 45."
             expression, value = re.search(r"= ([^=]+) = (\d+)\.$", step).groups()
-            assert eval(expression) == int(value)  # noqa: S307
+            assert eval(expression) == int(value)
 
 
 QUESTION = "A firm reports: cost 9, debt 30, revenue 54, expenses 5. What is the operating profit?"
@@ -109,7 +108,8 @@ STEPS = [
 ]
 RIGHT = " ".join([*STEPS, "Answer: 40"])
 SLIP = RIGHT.replace("= 45.", "= 44.")  # a wrong number in step 1
-WRONG_INPUT = f"{STEPS[0]} Step 2: operating profit = gross profit - debt = 45 - 30 = 15. Answer: 15"
+WRONG_STEP = "Step 2: operating profit = gross profit - debt = 45 - 30 = 15."
+WRONG_INPUT = f"{STEPS[0]} {WRONG_STEP} Answer: 15"
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_the_judge_compares_the_final_answer(url, reference):
 
 def test_the_judge_quotes_the_first_wrong_step_and_corrects_it(url):
     verdict = ask(url, WRONG_INPUT, "scp")
-    assert verdict["First incorrect step"] == WRONG_INPUT[len(STEPS[0]) + 1 : -len(" Answer: 15")]
+    assert verdict["First incorrect step"] == WRONG_STEP
     assert verdict["Reasoning up to incorrect"] == STEPS[0]
     assert verdict["Step correction"] == STEPS[1]
     assert ask(url, SLIP, "scp")["Reasoning up to incorrect"] == ""
