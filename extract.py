@@ -1,4 +1,4 @@
-"""What does a reply answer? Labels, letters, numbers, short texts and worked exam solutions.
+"""What does a reply answer? Labels, letters, short texts and worked exam solutions.
 
     "The outlook is not good, I know: bad."  among good, bad  -> "bad"
     "Bonds fall. Selection: [[B]]"           among A, B, C    -> "B"
@@ -77,69 +77,40 @@ def strict_letter(reply, letters):
 
 
 def extract_letter(reply, letters):
-    """The letter chosen: last [[A]], else last "answer is (A)", else a reply that opens with "A.".
+    """The letter chosen, by the surest sign there is; None if there is none or they contradict.
 
+    In this order: the last [[A]]; the last "answer is (A)"; the options that are named and not
+    ruled out ("not option C", "option A is wrong"), if it is one; a reply that opens with "A.".
     A bare lower-case "a" is never a choice: nearly every text holds that word.
     """
-    one = f"[{''.join(letters)}]"
-    either_case = f"[{''.join(letters)}{''.join(letters).lower()}]"
-    patterns = (
-        rf"\[\[\s*({either_case})\s*\]\]",
-        rf"(?:[Aa]nswer|[Ss]election|[Cc]hoice|[Oo]ption)(?:\s+is)?\s*[:=]?[\s*\[(]*({one})(?!\w)(?!['’])",
+    names = "".join(letters)
+    bracketed = re.findall(rf"\[\[\s*([{names}])\s*\]\]", reply, re.I)
+    if bracketed:
+        return bracketed[-1].upper()
+    # "The answer is A bond that pays": an article; "is A because", "option A pays": none
+    one = (
+        rf"[\s*\[(]*([{names}])(?![\w'’]|-\w)(?!(?<=A)(?<!ption A)(?<!hoice A)"
+        r"\s+(?!(?:and|as|because|but|for|is|not|or|since)\b)[a-z])"
     )
-    for pattern in patterns:
-        found = re.findall(pattern, reply)
-        if found:
-            return found[-1].upper()
-    opening = re.match(rf"[\s*\[(]*({one})(?:[\s*\])]*$|[\s*]*[.:)\]])", reply)
+    word = r"\b(?i:options?|choices?)"
+    answers = re.findall(rf"(?i:answer|selection)(?:\s+is)?\s*[:=]?\s*(?:{word})?{one}", reply)
+    if answers:
+        return answers[-1]
+    named = re.finditer(rf"{word}(?:\s+is)?\s*[:=]?{one}(?!\W*is\s+(?:not|wrong|incorrect))", reply)
+    left = {m[1] for m in named if not DENIED.search(reply[: m.start()])}
+    if left:
+        return left.pop() if len(left) == 1 else None
+    opening = re.match(rf"[\s*\[(]*([{names}])(?:[\s*\])]*$|[\s*]*[.:)\]])", reply)
     return opening[1] if opening else None
 
 
-# Numbers and short texts ---------------------------------------------------------------------
-
-SCALES = {"thousand": 1e3, "million": 1e6, "mn": 1e6, "billion": 1e9, "bn": 1e9, "trillion": 1e12}
-NUMBER = re.compile(
-    r"(?P<open>\()?\s*(?P<sign>[-−])?\s*(?:US|EUR|USD|GBP)?\s*[$€£¥]?\s*(?P<sign2>[-−])?"
-    r"(?P<digits>\d[\d,]*(?:\.\d+)?|\.\d+)\s*(?P<percent>%)?\s*(?P<close>\))?"
-    r"\s*(?:(?P<scale>thousand|million|mn|billion|bn|trillion)\b)?",
-    re.I,
-)
-
-
-def parse_number(text):
-    """ "$(1,234.5) million" -> (-1234500000.0, False); "12.5%" -> (12.5, True); no number -> None.
-
-    The first number of the text, and whether a percent sign follows it.
-    """
-    found = NUMBER.search(text)
-    if not found:
-        return None
-    value = float(found["digits"].replace(",", ""))
-    value *= SCALES.get((found["scale"] or "").lower(), 1.0)
-    negative = found["sign"] or found["sign2"] or (found["open"] and found["close"])
-    return (-value if negative else value), bool(found["percent"])
-
-
-def number_match(reply, gold, tolerance=1e-2):
-    """Equal numbers within a relative tolerance. "12.5%" equals 0.125 too: units often get lost."""
-    a, b = parse_number(reply), parse_number(gold)
-    if a is None or b is None:
-        return False
-    values = [a[0]]
-    if a[1] != b[1]:
-        values.append(a[0] / 100 if a[1] else a[0] * 100)
-    return any(abs(value - b[0]) <= tolerance * abs(b[0]) for value in values)
+# Short texts ---------------------------------------------------------------------------------
 
 
 def plain(text):
     """Lower case without punctuation, articles and double spaces (SQuAD's normalisation)."""
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def text_match(reply, answers):
-    """Does the reply equal one of the answers after `plain`?"""
-    return plain(reply) in {plain(answer) for answer in answers}
 
 
 def exact_match(reply, answer):
@@ -165,7 +136,7 @@ def exam_right(text, answer):
     try:
         return float(given.replace(",", "")) == float(answer.replace(",", ""))
     except ValueError:
-        return text_match(given, [answer])
+        return plain(given) == plain(answer)
 
 
 def exam_steps(text):
