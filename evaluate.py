@@ -24,15 +24,17 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-import data
 import metrics
+import packing
 import parallel
 import scorers
-from config import UserError, parse
+from config import UserError, check_range, parse
 from generate import generate
+from jsonl import sha, write_jsonl, write_text
 from model import Llama
 from results import compare, points
 from tasks import TASKS, baseline, judge_choices, judge_reply, load_rows, measures
+from tokenizer import Tokenizer
 
 MISSING_WARN = 10.0  # points of replies without an answer above which a score says little
 
@@ -53,12 +55,6 @@ class Config:
     slots: int = 128  # replies generated together
     dtype: str = "auto"  # auto = bfloat16 on a GPU, float32 on a CPU
     device: str = "auto"  # auto, cpu or cuda
-
-
-def sha(value):
-    """sha256 of a string, or of a value as json."""
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # Prompts -------------------------------------------------------------------------------------
@@ -126,11 +122,11 @@ def choice_families(context, choices, limit):
     """
     heads = [(context + c)[-(limit + 1) :][: -len(c)] for c in choices]
     if len(heads[0]) > 1 and all(h == heads[0] for h in heads):
-        return [data.family(heads[0], choices)]
+        return [packing.family(heads[0], choices)]
     if not all(heads):
         raise UserError(f"a choice of {max(map(len, choices))} tokens exceeds {limit} positions")
     return [
-        data.document(h + c, np.array([False] * len(h) + [True] * len(c)))
+        packing.document(h + c, np.array([False] * len(h) + [True] * len(c)))
         for h, c in zip(heads, choices, strict=True)
     ]
 
@@ -142,7 +138,7 @@ def score_families(model, families, batch_tokens, device, title):
     Longest first and side by side in rows of about batch_tokens: like lengths share a forward,
     and what does not fit in memory fails at once.
     """
-    sizes = [data.size(family) for family in families]
+    sizes = [packing.size(family) for family in families]
     order = sorted(range(len(families)), key=lambda i: -sizes[i])
     out, start = [None] * len(families), 0
     with tqdm(total=sum(sizes), desc=title, unit="tok", disable=title is None) as bar:
@@ -151,7 +147,7 @@ def score_families(model, families, batch_tokens, device, title):
             while stop < len(order) and tokens + sizes[order[stop]] <= batch_tokens:
                 tokens += sizes[order[stop]]
                 stop += 1
-            batch = data.collate([families[i] for i in order[start:stop]]).to(device)
+            batch = packing.collate([families[i] for i in order[start:stop]]).to(device)
             logprobs = model(
                 batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.labels, batch.parent
             )
@@ -161,7 +157,7 @@ def score_families(model, families, batch_tokens, device, title):
                 raise UserError("the log-probs are not finite: the checkpoint has diverged")
             sums = iter(total[batch.cu_seqlens.long()].diff().tolist())  # (B,)
             for i in order[start:stop]:
-                scored = [(next(sums), data.targets([segment]) > 0) for segment in families[i]]
+                scored = [(next(sums), packing.targets([segment]) > 0) for segment in families[i]]
                 out[i] = [value for value, is_choice in scored if is_choice]
             bar.update(tokens)
             start = stop
@@ -354,21 +350,15 @@ def print_table(result):
         print(f"warning: {name} was not run: {why}")
 
 
-def write(path, text):
-    """All or nothing: a run that is stopped leaves no half file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def main(cfg):
     if cfg.list:
         return list_tasks()
     if cfg.mode not in ("", "loglikelihood", "generate"):
         raise UserError(f"--mode {cfg.mode}: must be loglikelihood or generate")
+    check_range(cfg, ("batch_tokens", "slots"), ("limit", "max_new_tokens"))
     names, skipped = chosen_tasks(cfg)
     rank, world, device = parallel.init(cfg.device)
-    tokenizer = data.Tokenizer(cfg.init_from)
+    tokenizer = Tokenizer(cfg.init_from)
     dtype = parallel.auto_dtype(cfg.dtype, device)
     model = Llama.from_pretrained(cfg.init_from, device, dtype).eval()
     tokenizer.check_fits(model.config.vocab_size)
@@ -381,10 +371,9 @@ def main(cfg):
         entry, samples = run_task(name, model, tokenizer, cfg, device, rank, world)
         result["tasks"][name] = entry
         if rank == 0:
-            lines = (json.dumps(s, ensure_ascii=False) + "\n" for s in samples)
-            write(out / f"samples_{name}.jsonl", "".join(lines))
+            write_jsonl(out / f"samples_{name}.jsonl", samples)
     if rank == 0:
-        write(out / "results.json", json.dumps(result, indent=1) + "\n")
+        write_text(out / "results.json", json.dumps(result, indent=1) + "\n")
         print_table(result)
 
 

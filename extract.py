@@ -7,6 +7,7 @@
 Pure functions. None means that no answer was found, which is counted beside every score.
 """
 
+import math
 import re
 import string
 
@@ -116,6 +117,40 @@ def plain(text):
 def exact_match(reply, answer):
     """Equality up to white space: the sample world's answers must keep the asked format."""
     return reply.split() == answer.split()
+
+
+# The final answer of a solution, in whatever words it is given -------------------------------
+
+ANSWER = re.compile(
+    r"\[\[(.+?)\]\]|\\boxed\{([^{}]+)\}|^####\s*(.+?)\s*$"
+    r"|\banswer\s*(?:is\b\s*:?|:|=)\s*(.+?)(?=\.\s|\.?\s*$)",
+    re.I | re.M,
+)
+NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?|[-+]?\.\d+")
+
+
+def bare(text):
+    """Lower case without brackets, quotes, currency signs and the full stop around it."""
+    return " ".join(text.casefold().strip(" \t\n[](){}*$€£\"'`.").split())
+
+
+def final_answer(text):
+    """The final answer a solution commits itself to; None if there is none or more than one."""
+    found = [next(group for group in m.groups() if group) for m in ANSWER.finditer(text)]
+    return found[-1].strip() if len({bare(answer) for answer in found}) == 1 else None
+
+
+def same_answer(final, reference):
+    """Whether two final answers agree: as numbers, as option letters, else as plain text."""
+    final, reference = bare(final), bare(reference)
+    numbers = [NUMBER.findall(text) for text in (final, reference)]
+    if NUMBER.fullmatch(reference.rstrip("% ")):
+        a, b = ([float(number.replace(",", "")) for number in found] for found in numbers)
+        return len(a) == 1 and math.isclose(a[0], b[0], rel_tol=1e-9)
+    if re.fullmatch(r"[a-j]", reference):
+        letter = re.match(r"([a-j])(?:[).:,\]]|$)", final)
+        return bool(letter) and letter[1] == reference
+    return final == reference
 
 
 # Worked exam solutions: `Step 1: ... Step 2: ... Answer: 40` ---------------------------------

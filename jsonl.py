@@ -1,4 +1,4 @@
-"""Strict reading of json lines: a bad row stops the run with one line that says where and why.
+"""Strict json lines: a bad row stops the run with one line that says where and why.
 
     for line, row in read_jsonl("sft.jsonl", {"messages": list}):
         check_messages(row["messages"], f"sft.jsonl:{line}", last="assistant")
@@ -9,10 +9,12 @@ mistyped fields. Windows line ends and blank lines are fine.
 """
 
 import functools
+import hashlib
 import json
 import math
 import os
 import sys
+from pathlib import Path
 
 from config import UserError
 
@@ -131,6 +133,24 @@ def read_jsonl(path, fields):
                 raise UserError(f"{where}: must be an object, not {TYPES[type(row)]}")
             check_fields(row, fields, where)
             yield number, row
+
+
+def write_text(path, text):
+    """All or nothing, by a renamed file: a stopped run leaves no half file that looks whole."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_jsonl(path, rows):
+    """A file of one json object per row, all or nothing."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def sha(value):
+    """sha256 of a string, or of any other value as json."""
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_messages(messages, where, last, name="messages"):

@@ -8,15 +8,15 @@ always given the reference answer. Three judges answer the same requests: an Ope
 endpoint (endpoint.py), a local checkpoint, and a comparison of final answers by rule.
 """
 
-import hashlib
 import json
-import math
 import re
 import time
 
 from config import UserError
 from endpoint import Unanswered
+from extract import final_answer, same_answer
 from generate import stream
+from jsonl import sha, unique
 
 OUTCOME = """\
 Below are a question, a reference answer and an answer somebody proposes. Decide whether the \
@@ -100,16 +100,6 @@ def build_request(kind, attempt, question, reference, answer, model, max_tokens,
     }
 
 
-def sha(body):
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def unique_keys(pairs):
-    if len({key for key, _ in pairs}) < len(pairs):
-        raise ValueError("the same key twice")
-    return dict(pairs)
-
-
 def parse_reply(raw, finish, kind):
     """(object, None) or (None, why it is invalid): one JSON object with exactly its keys."""
     if finish != "stop":
@@ -117,7 +107,7 @@ def parse_reply(raw, finish, kind):
     text = raw.rpartition("</think>")[2].strip()  # what a reasoning model said to itself
     fence = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.S)
     try:
-        parsed = json.loads(fence[1] if fence else text, object_pairs_hook=unique_keys)
+        parsed = json.loads(fence[1] if fence else text, object_pairs_hook=unique)
     except (ValueError, RecursionError):
         return None, "reply is not one JSON object"
     if not isinstance(parsed, dict) or set(parsed) != KEYS[kind]:
@@ -159,36 +149,6 @@ def count_steps(text):
 
 
 # ---- judges that need no endpoint ---------------------------------------------------------------
-
-ANSWER = re.compile(
-    r"\[\[(.+?)\]\]|\\boxed\{([^{}]*)\}|^####\s*(.+?)\s*$"
-    r"|\banswer\s*(?:is\b\s*:?|:|=)\s*(.+?)(?=\.\s|\.?\s*$)",
-    re.I | re.M,
-)
-NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?|[-+]?\.\d+")
-
-
-def plain(text):
-    return " ".join(text.casefold().strip(" \t\n[](){}*$€£\"'`.").split())
-
-
-def final_answer(text):
-    """The final answer a solution commits itself to; None if there is none or more than one."""
-    found = [next(group for group in m.groups() if group) for m in ANSWER.finditer(text)]
-    return found[-1].strip() if len({plain(answer) for answer in found}) == 1 else None
-
-
-def same_answer(final, reference):
-    """Whether two final answers agree: as numbers, as option letters, else as plain text."""
-    final, reference = plain(final), plain(reference)
-    numbers = [NUMBER.findall(text) for text in (final, reference)]
-    if NUMBER.fullmatch(reference.rstrip("% ")):
-        a, b = ([float(number.replace(",", "")) for number in found] for found in numbers)
-        return len(a) == 1 and math.isclose(a[0], b[0], rel_tol=1e-9)
-    if re.fullmatch(r"[a-j]", reference):
-        letter = re.match(r"([a-j])(?:[).:,\]]|$)", final)
-        return bool(letter) and letter[1] == reference
-    return final == reference
 
 
 def ask_exact(bodies, trajectories):

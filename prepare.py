@@ -18,7 +18,7 @@ from pathlib import Path
 
 import parallel
 from config import UserError
-from jsonl import read_jsonl
+from jsonl import read_jsonl, write_jsonl
 from tasks import TASKS, load_rows
 
 FPB_TEST = 970  # as many as FinEval has; which ones is not published
@@ -253,14 +253,6 @@ def read_json(path, kind):
     if not isinstance(value, kind):
         raise UserError(f"{path}: must hold a json {kind.__name__}")
     return value
-
-
-def write_jsonl(path, rows):
-    """Written aside and renamed: a stopped run leaves no half file that looks whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    temporary.replace(path)
 
 
 def chat_row(row):

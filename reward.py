@@ -28,16 +28,14 @@ from tqdm import tqdm
 import parallel
 from config import UserError, parse
 from endpoint import Unanswered, ask_http, check_endpoint
+from extract import final_answer, same_answer
 from generate import load, stream
-from jsonl import check_messages, notice, read_jsonl
+from jsonl import check_messages, notice, read_jsonl, sha, write_jsonl
 from judge import (
     ask_exact,
     ask_local,
-    final_answer,
     next_request,
     read_verdict,
-    same_answer,
-    sha,
     unusable,
 )
 from pairs import by_solution, fap_pairs, scp_pairs
@@ -340,14 +338,6 @@ def report(trajectories, logged, lost, tries):
 # ---- pairs --------------------------------------------------------------------------------------
 
 
-def write_rows(path, rows):
-    """All rows under a temporary name, then renamed: the file is whole or not there."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    temporary.replace(path)
-
-
 def pairs(cfg):
     """Trajectories and verdicts -> pairs.jsonl, the same bytes for the same seed."""
     if cfg.layout not in ("paper", "continuation"):
@@ -369,7 +359,7 @@ def pairs(cfg):
     tally("wrong solutions for pairs by process (SCP)", scp, ["paired"])
     if not rows:
         raise UserError("no pair can be made of these verdicts: see the reasons above")
-    write_rows(out / cfg.pairs, rows)
+    write_jsonl(out / cfg.pairs, rows)
     kinds = Counter(pair["kind"] for pair in rows)
     print(f"{out / cfg.pairs}: {len(rows):,} pairs = {kinds['fap']:,} FAP + {kinds['scp']:,} SCP")
 

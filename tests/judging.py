@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from tiny import write_rows
 
-import judge
 import reward
+from extract import final_answer
 from jsonl import read_jsonl
 
 
@@ -19,7 +19,7 @@ def answer_of(prompt):
         re.search(rf"<{tag}>\n(.*?)\n</{tag}>", prompt, re.S)[1] for tag in ("reference", "answer")
     )
     if "First incorrect step" not in prompt:
-        right = judge.final_answer(text) == reference.splitlines()[-1]
+        right = final_answer(text) == reference.splitlines()[-1]
         return {"Justification": "j", "Correctness": "correct" if right else "wrong"}
     steps = re.split(r"\s(?=Step)", text)
     bad = next((i for i, step in enumerate(steps) if "BAD" in step), None)
@@ -97,7 +97,7 @@ TEXTS = [
 
 
 def trajectory(prompt, k, text, **changes):
-    final = judge.final_answer(text)
+    final = final_answer(text)
     record = {"id": f"{prompt}/{k}", "source": "s", "answer": "40", "sample": k, "text": text}
     record |= {"prompt": [{"role": "user", "content": f"Question {prompt}?"}], "final": final}
     record |= {"correct": final == "40", "finish": "stop", "seed": 0, "temperature": 1.0}

@@ -15,10 +15,10 @@ from tiny import WORDS, sentences, write_checkpoint, write_rows
 import evaluate
 import results
 from config import UserError
-from data import Tokenizer
 from evaluate import Config
 from model import Llama
 from tasks import TASKS
+from tokenizer import Tokenizer
 
 ROOT = Path(evaluate.__file__).parent
 CHOICES = [["good", "bad"], ["one", "two", "one two of the year"], ["profit", "cost of the bond"]]

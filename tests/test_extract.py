@@ -117,6 +117,51 @@ def test_texts_match_without_case_punctuation_and_articles():
     assert not extract.exact_match("A b c", "a b c")
 
 
+# Final answers
+
+
+@pytest.mark.parametrize(
+    "text, final",
+    [
+        ("Step 1: 3 = 3. Answer: 40", "40"),
+        ("step 2 : x = 4 . answer : 40", "40"),
+        ("So the answer is $1,234.50.", "$1,234.50"),
+        ("Selection: [[B]]", "B"),
+        ("The final answer is **B**. Selection: [[B]]", "[[B]]"[2:3]),
+        (r"thus \boxed{7}", "7"),
+        (r"thus \boxed{}", None),
+        ("#### 12", "12"),
+        ("Answer: 1\nAnswer: 2", None),
+        ("no end in sight", None),
+        ("", None),
+    ],
+)
+def test_the_final_answer_is_found_if_there_is_exactly_one(text, final):
+    assert extract.final_answer(text) == final
+
+
+@pytest.mark.parametrize(
+    "final, reference, same",
+    [
+        ("40", "40.0", True),
+        ("$1,234.5", "1234.50", True),
+        ("12 %", "12%", True),
+        ("40 apples", "40", True),
+        ("40 or 41", "40", False),
+        ("41", "40", False),
+        ("-4", "4", False),
+        ("(B)", "B", True),
+        ("B) because", "b", True),
+        ("Because", "B", False),
+        ("A", "B", False),
+        ("Net  Income.", "net income", True),
+        ("income", "net income", False),
+    ],
+)
+def test_answers_are_the_same_as_numbers_letters_or_text(final, reference, same):
+    assert extract.same_answer(final, reference) == same
+
+
 # Exam
 
 SOLUTION = "step 1 : margin = revenue - cost = 54 - 9 = 45\nstep 2 : tax = 45 - 5 = 40\nanswer : 40"

@@ -10,9 +10,9 @@ import pytest
 from judging import asked, completion, numbers, rows_of, run_judge, serving, url, write_solutions
 from tiny import sentences, write_checkpoint, write_rows
 
-import judge
 import reward
 from config import UserError
+from jsonl import sha
 from tokenizer import Tokenizer
 
 
@@ -105,7 +105,7 @@ def test_a_killed_judge_run_goes_on_where_it_was(out):
             logged, before = whole, len(server.seen)
         run_judge(out, server)
         known = {json.loads(line)["request_sha"] for line in logged}
-        later = {judge.sha(body) for _, _, body in server.seen[before:]}
+        later = {sha(body) for _, _, body in server.seen[before:]}
     assert later and not known & later
     rows = rows_of(log)
     assert len(rows) == len({row["id"] for row in rows}) == 35
