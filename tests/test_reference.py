@@ -5,12 +5,14 @@ import pytest
 import torch
 from runs import run, write_data
 from safetensors.torch import load_file, save_file
-from tiny import write_rows
+from tiny import WORDS, write_rows
 
 import reference
 from config import UserError
+from data import load_pairs
 from model import Llama
 from packing import collate
+from tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -40,9 +42,6 @@ def begun(data, out, **changes):
 
 def test_log_probs_stay_in_the_order_of_the_data(data, tmp_path):
     """Packing shuffles pairs over rows and steps; the stored table follows the file."""
-    from data import load_pairs
-    from tokenizer import Tokenizer
-
     (file,) = begun(data, tmp_path / "out").values()
     families, _ = load_pairs(f"{data}/pairs.jsonl", Tokenizer(data / "base"), 96)
     base = Llama.from_pretrained(data / "base")
@@ -63,6 +62,18 @@ def test_under_the_same_key_they_are_read_back_and_a_few_are_checked(data, tmp_p
     assert next(iter(again.values())).stat().st_mtime_ns == stamp
 
 
+def same_length(text, data):
+    """The text with one word changed, in as many tokens."""
+    encode, words = Tokenizer(data / "base").encode, text.split()
+    others = (
+        " ".join([*words[:i], word, *words[i + 1 :]])
+        for i in range(len(words))
+        for word in WORDS
+        if word != words[i]
+    )
+    return next(other for other in others if len(encode(other)) == len(encode(text)))
+
+
 def test_weights_data_template_length_dtype_and_code_make_another_key(data, tmp_path, monkeypatch):
     out = tmp_path / "out"
     keys = set(begun(data, out))
@@ -76,6 +87,9 @@ def test_weights_data_template_length_dtype_and_code_make_another_key(data, tmp_
     changed(dtype="bfloat16")
     rows = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
     write_rows(data / "pairs.jsonl", [*rows[:-1], rows[-1] | {"chosen": "good good"}])
+    changed()
+    other = same_length(rows[-1]["rejected"], data)
+    write_rows(data / "pairs.jsonl", [*rows[:-1], rows[-1] | {"rejected": other}])
     changed()
     tensors = load_file(data / "base" / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"] * 1.01

@@ -154,6 +154,24 @@ def test_sft_loss_is_the_mean_over_assistant_tokens_and_turn_ends(data, base, to
     assert row["heldout/chat"] == pytest.approx(total / count, rel=1e-5)
 
 
+def test_sft_gradient_is_that_of_the_loss_by_hand(data, base, tokenizer, tmp_path):
+    """From plain logits, one conversation after the other; kept in the optimizer's order."""
+    file = tmp_path / "gradients.safetensors"
+    run("sft", data, tmp_path / "out", gradients=file, grad_clip=1e9, **WHOLE)
+    chats, base, total, count = rows_of(data / "chat.jsonl"), base.double(), 0, 0
+    for row in chats:
+        ids = tokenizer.chat(row["messages"])[0]
+        spoken, ids = torch.tensor(answers(ids, tokenizer)[1:]), torch.tensor(ids)
+        scores = base(ids, torch.arange(len(ids)), torch.tensor([0, len(ids)])).log_softmax(-1)
+        total = total - scores[:-1].gather(1, ids[1:, None])[:, 0][spoken].sum()
+        count += int(spoken.sum())
+    (total / count).backward()
+    want = [p.grad for p in sorted(base.parameters(), key=lambda p: p.ndim < 2)]
+    base.float().zero_grad()
+    for g, w in zip(load_file(file).values(), want, strict=True):
+        assert (g - w).norm() <= 1e-4 * w.norm()
+
+
 def test_cpt_losses_per_source_are_right_and_add_up(data, base, tokenizer, tmp_path):
     held = {f"heldout_{kind}": f"{data}/{file}.jsonl"
             for kind, file in (("text", "text"), ("chat", "held_chat"))}  # fmt: skip
@@ -210,9 +228,9 @@ def test_a_learning_rate_of_5e_7_moves_the_weights(data, base, tmp_path, dtype):
                warmup=0.0, schedule="constant", weight_decay=0.0)  # fmt: skip
     assert len(rows) == 100
     after = Llama.from_pretrained(tmp_path / "out").parameters()
-    moved = [(a != b).double().mean() for a, b in zip(after, base.parameters(), strict=True)]
-    sizes = torch.tensor([float(p.numel()) for p in base.parameters()])
-    assert float((torch.stack(moved) * sizes).sum() / sizes.sum()) > 0.99
+    steps = torch.cat([(a - b).flatten() for a, b in zip(after, base.parameters(), strict=True)])
+    assert (steps != 0).double().mean() > 0.99
+    assert steps.abs().max() < 1.5 * 100 * 5e-7  # learnt, not rounded: bf16 is off by 2e-4 here
 
 
 @pytest.mark.parametrize("stage", STAGES)
