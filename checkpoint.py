@@ -37,6 +37,15 @@ def named_weights(model):
     return dict(model.named_parameters())
 
 
+def read_config(path):
+    """config.json of a checkpoint folder. UserError if the folder is not one."""
+    if not Path(path).is_dir():
+        raise UserError(f"{path}: no such checkpoint folder")
+    if not (Path(path) / "config.json").exists():
+        raise UserError(f"{path}: not a checkpoint: it has no config.json")
+    return read_json(Path(path) / "config.json")
+
+
 def weight_files(path):
     """{tensor name: file} of a Hugging Face folder. UserError for anything but safetensors."""
     path = Path(path)
@@ -182,7 +191,7 @@ def save_pretrained(model, out, source, dtype=torch.float32):
                      "chat_template.jinja", "generation_config.json"):  # fmt: skip
             if (source / file).exists():
                 shutil.copyfile(source / file, tmp / file)
-        config = read_json(source / "config.json")
+        config = read_config(source)
         config["dtype" if "dtype" in config else "torch_dtype"] = str(dtype).removeprefix("torch.")
         (tmp / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         sync_folder(tmp)

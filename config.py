@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 import re
 import sys
 
@@ -52,13 +53,32 @@ def convert(cls, name, value, where):
     try:
         if want is bool and not isinstance(value, bool):
             raise ValueError
-        if want is int and isinstance(value, str):
-            value = value.replace("_", "")
         if want is int and (isinstance(value, bool) or float(value) != int(float(value))):
+            raise ValueError
+        if want is float and not math.isfinite(float(value)):
             raise ValueError
         return want(float(value)) if want is int else want(value)
     except (ValueError, TypeError, OverflowError):
         raise UserError(f"{where}: {name} takes a {want.__name__}, not {value!r}") from None
+
+
+def check_range(cfg, positive=(), not_negative=()):
+    """UserError for a setting of cfg that is not above 0, or below 0."""
+    for names, allowed, word in (
+        (positive, lambda value: value > 0, "above 0"),
+        (not_negative, lambda value: value >= 0, "0 or more"),
+    ):
+        for name in names:
+            if not allowed(getattr(cfg, name)):
+                raise UserError(f"--{name} must be {word}, not {getattr(cfg, name)}")
+
+
+def check_choice(cfg, **choices):
+    """UserError for a setting of cfg that is none of its choices: check_choice(cfg, mix=(...))."""
+    for name, allowed in choices.items():
+        if getattr(cfg, name) not in allowed:
+            words = ", ".join(allowed)
+            raise UserError(f"--{name} must be one of {words}, not {getattr(cfg, name)!r}")
 
 
 def read_json(path):

@@ -20,20 +20,24 @@ import torch.distributed as dist
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from the data sheets
 
 
+def git_commit():
+    """The commit of this code, or why it is not known."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "no commit"
+    except OSError:
+        return "git is not installed"
+
+
 def describe_run(cfg, script):
     """Write run.json, environment.json and the script into cfg.out_dir (rank 0)."""
     if dist.is_initialized() and dist.get_rank() != 0:
         return
     out = Path(cfg.out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-    )
     environment = {
         "command": sys.argv,
-        "git_commit": git.stdout.strip() or "not a git checkout",
+        "git_commit": git_commit(),
         "python": platform.python_version(),
         "packages": {p: version(p) for p in ("torch", "tokenizers", "safetensors", "numpy")},
         "device": torch.cuda.get_device_name()
@@ -77,7 +81,9 @@ class Metrics:
         if self.main:
             old = read_metrics(out_dir)
             kept = [row for row in old if row["step"] < start]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            whole = self.path.with_suffix(".tmp")  # a kill in between must not lose the history
+            whole.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            whole.rename(self.path)
         self.tokens, self.keys, self.seconds = 0, 0, 0.0
         self.since = time.perf_counter()
 

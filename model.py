@@ -18,15 +18,21 @@ import torch
 from torch import nn
 
 import checkpoint
-from config import UserError, read_json
-from kernels.attention import attention, cached_attention, plan
+from config import UserError
+from kernels.attention import attention, cached_attention, make_layout
 from kernels.cross_entropy import linear_logprobs
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope
 from kernels.swiglu import swiglu
 
 REQUIRED = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads".split()
+OPTIONAL_SIZES = "num_key_value_heads head_dim max_position_embeddings".split()
+NUMBERS = "rms_norm_eps rope_theta initializer_range".split()
 LLAMA3_ROPE = "factor low_freq_factor high_freq_factor original_max_position_embeddings".split()
+
+
+def is_number(value):
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
 
 
 @dataclass
@@ -56,9 +62,12 @@ class LlamaConfig:
         ):
             kind = raw.get("architectures") or raw.get("model_type")
             raise UserError(f"{where}: architectures: {kind} is not LlamaForCausalLM")
-        for key in REQUIRED:
-            if not isinstance(raw.get(key), int) or raw[key] < 1:
+        for key in (*REQUIRED, *(key for key in OPTIONAL_SIZES if raw.get(key) is not None)):
+            if type(raw.get(key)) is not int or raw[key] < 1:
                 raise UserError(f"{where}: {key}: must be a positive integer, is {raw.get(key)!r}")
+        for key in NUMBERS:
+            if raw.get(key) is not None and not is_number(raw[key]):
+                raise UserError(f"{where}: {key}: must be a number, is {raw[key]!r}")
         for key in ("attention_bias", "mlp_bias", "quantization_config", "attention_dropout"):
             if raw.get(key):
                 raise UserError(f"{where}: {key}: {raw[key]!r} is not supported")
@@ -75,7 +84,10 @@ class LlamaConfig:
         if "head_dim" not in raw and raw["hidden_size"] % heads or values["head_dim"] % 2:
             raise UserError(f"{where}: head_dim: hidden_size / heads must be a whole, even number")
         # transformers 5 writes rope_parameters with the theta inside; older files rope_scaling
-        rope_values = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        rope_values = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        if not isinstance(rope_values, dict):
+            raise UserError(f"{where}: rope_scaling: must be an object, is {rope_values!r}")
+        rope_values = dict(rope_values)
         values["rope_theta"] = float(
             rope_values.pop("rope_theta", values.get("rope_theta", 10_000.0))
         )
@@ -84,9 +96,9 @@ class LlamaConfig:
             raise UserError(
                 f"{where}: rope_type: {kind!r} is not supported, only default and llama3"
             )
-        missing = [key for key in LLAMA3_ROPE if kind == "llama3" and key not in rope_values]
-        if missing:
-            raise UserError(f"{where}: rope_scaling: llama3 needs {', '.join(missing)}")
+        for key in LLAMA3_ROPE if kind == "llama3" else ():
+            if not is_number(rope_values.get(key)):
+                raise UserError(f"{where}: rope_scaling: llama3 needs {key} as a number")
         return cls(**values | {"rope_scaling": rope_values})
 
 
@@ -163,8 +175,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, config.num_key_value_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * head_dim, width, bias=False)
 
-    def forward(self, x, cos, sin, packing, cache):
-        """x (N, D), cos, sin (N, Dh/2), packing from plan() or None = read the cache -> (N, D)."""
+    def forward(self, x, cos, sin, layout, cache):
+        """x (N, D), cos, sin (N, Dh/2), layout None = read the cache -> (N, D)."""
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim))  # (N, H, Dh), (N, K, Dh), (N, K, Dh)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -172,7 +184,7 @@ class Attention(nn.Module):
         q, k = rope(q, k, cos, sin)
         if cache is not None:
             cache.write(self.layer, k, v)
-        o = cache.attend(self.layer, q) if packing is None else attention(q, k, v, packing)
+        o = cache.attend(self.layer, q) if layout is None else attention(q, k, v, layout)
         return self.o_proj(o.flatten(-2))
 
 
@@ -195,8 +207,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, packing, cache):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, packing, cache)
+    def forward(self, x, cos, sin, layout, cache):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, layout, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -224,11 +236,12 @@ class Llama(nn.Module):
 
         Raises UserError naming the file and the key or tensor that is missing or not supported.
         """
-        config = LlamaConfig.from_dict(read_json(f"{path}/config.json"), f"{path}/config.json")
+        config = LlamaConfig.from_dict(checkpoint.read_config(path), f"{path}/config.json")
         with torch.device("meta"):
             model = cls(config).to(dtype)
         if str(device) == "meta":
             return model
+        checkpoint.checked_files(checkpoint.named_weights(model), path)  # before it takes memory
         model.to_empty(device=device).tie_weights()
         checkpoint.load_weights(model, path)
         return model
@@ -248,7 +261,7 @@ class Llama(nn.Module):
         The result is then the logits of each document's last token, (B, V).
         """
         check_row(input_ids, position_ids, cu_seqlens, parent)
-        packing = None
+        layout = None
         if cache is not None:
             if parent is not None or labels is not None:
                 raise ValueError("a cache goes with neither labels nor parent")
@@ -265,13 +278,13 @@ class Llama(nn.Module):
             or bool(position_ids[cu_seqlens[:-1].long()].any())
         )
         if not decoding:
-            packing = plan(cu_seqlens, parent)
+            layout = make_layout(cu_seqlens, parent)
         angle = position_ids[:, None].float() * inv_freq(self.config, position_ids.device)
         cos, sin = angle.cos(), angle.sin()  # (N, Dh/2) fp32
 
         x = self.model.embed_tokens(input_ids)  # (N, D)
         for layer in self.model.layers:
-            x = layer(x, cos, sin, packing, cache)
+            x = layer(x, cos, sin, layout, cache)
         if cache is not None:
             x = x[cu_seqlens[1:].long() - 1]  # (B, D): only the last token of each asks a question
         x = self.model.norm(x)

@@ -5,6 +5,7 @@ over a single one too, so no script has a branch for it. gloo on CPU, NCCL on GP
 
 import contextlib
 import functools
+import hashlib
 import os
 import signal
 import sys
@@ -58,6 +59,33 @@ def sum_over_ranks(tensor):
     return total
 
 
+def on_rank0(function, *args):
+    """function(*args) on rank 0; its result, or its UserError, on every rank.
+
+    For decisions taken by what is on the disk: ranks that saw different things would part ways and
+    wait for each other for ever.
+    """
+    outcome = [None, None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            outcome[0] = function(*args)
+        except UserError as e:
+            outcome[1] = str(e)
+    if dist.is_initialized():
+        dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
+
+
+def check_same(value, what):
+    """UserError unless every rank has the same value; otherwise they would wait for each other."""
+    digests = [None] * dist.get_world_size()
+    dist.all_gather_object(digests, hashlib.sha256(repr(value).encode()).hexdigest())
+    if len(set(digests)) > 1:
+        raise UserError(f"the ranks disagree on {what}: do all machines hold the same files?")
+
+
 def auto_dtype(name, device):
     """torch dtype of the forward pass: "auto" is bfloat16 on a GPU, float32 on a CPU."""
     if name == "auto":
@@ -97,16 +125,23 @@ stop_signals = []  # SIGTERM or SIGINT received; the loop saves and leaves at it
 
 def catch_stop_signals():
     """The first SIGTERM or SIGINT asks for a save at the next step, the second ends at once."""
+    stop_signals.clear()
 
     def on_signal(number, frame):
         if stop_signals:
             os._exit(128 + number)
         stop_signals.append(number)
+        os.write(2, b"\nstopping at the next step; a second signal ends at once\n")
 
-    if stop_signals:
-        stop_signals.clear()
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+
+
+def fail():
+    """Show rank and traceback of the exception being handled and end this process at once."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 @contextlib.contextmanager
@@ -121,12 +156,20 @@ def clean_exit():
     except UserError as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
         os._exit(1)
-    except (SystemExit, KeyboardInterrupt):
+    except SystemExit:
         raise
-    except BaseException:
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
         os._exit(1)
+    except OSError as e:
+        if e.filename is None:
+            fail()
+        print(f"error: {e.filename}: {e.strerror}", file=sys.stderr, flush=True)
+        os._exit(1)
+    except BaseException:
+        fail()
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

@@ -17,6 +17,7 @@ import parallel
 from checkpoint import barrier, header
 from config import UserError
 from packing import IGNORE, Plan, micro_batches, size
+from parallel import on_rank0
 from resume import sha256
 
 CODE = ("model.py", "packing.py", "reference.py", "kernels/*.py")
@@ -49,6 +50,14 @@ def tolerance(logps, dtype):
     return 1e-3 if dtype == torch.float32 else 0.02 * logps.abs() + 0.5
 
 
+def read_stored(path):
+    """The log-probs kept in a file, or None. UserError if it is torn."""
+    if not path.exists():
+        return None
+    header(path)
+    return load_file(path)["logps"]
+
+
 @torch.no_grad()
 def reference_logps(model, families, cfg, run, device):
     """(number of pairs, 2) log-probs of chosen and rejected under the model as it is now.
@@ -58,11 +67,13 @@ def reference_logps(model, families, cfg, run, device):
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     path = Path(cfg.out_dir) / f"reference-{reference_key(cfg, run, families)}.safetensors"
-    stored = None
-    if path.exists():
-        header(path)  # UserError if it is torn
-        stored = load_file(path)["logps"].to(device)
-    some = families if stored is None else families[:8]
+    stored = on_rank0(read_stored, path)
+    if stored is not None:
+        stored = stored.to(device)
+        picked = range(0, len(families), -(-len(families) // 8))  # from all over the data
+    else:
+        picked = range(len(families))
+    some = [families[i] for i in picked]
     plan = Plan(list(map(size, some)), cfg.max_length, cfg.batch_tokens, 1, 0)
     logps = torch.zeros(len(some), 2, device=device)
     hidden = rank != 0 or stored is not None
@@ -74,7 +85,7 @@ def reference_logps(model, families, cfg, run, device):
             logps[pair_index(batch)] = pair_logps(model, batch)[0].float()
     logps = parallel.sum_over_ranks(logps)
     if stored is not None:
-        gap = (logps - stored[: len(some)]).abs()
+        gap = (logps - stored[list(picked)]).abs()
         if (gap > tolerance(logps, parallel.auto_dtype(cfg.dtype, device))).any():
             raise UserError(f"{path}: is not of this model and data; delete it")
         return stored

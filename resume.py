@@ -6,7 +6,7 @@ Tensors are stored whole, so a state does not know how many ranks wrote it and a
 it. A folder is written under a temporary name, flushed to the disk, then renamed: it is there
 complete or not at all. The manifest is written last and holds every file's size and sha256; a state
 that does not match it is passed over for the one before. The data position is the step itself,
-because batches are a pure function of it (data.Plan), and training draws no other random numbers.
+as batches are a pure function of it (packing.Plan), and training draws no other random numbers.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ import shutil
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 
 from checkpoint import (
@@ -30,9 +29,13 @@ from checkpoint import (
     write_tensors,
 )
 from config import UserError, read_json
+from parallel import on_rank0
 
 # Settings that change where and how fast a run goes, not what it computes
-NEUTRAL = ("out_dir", "device", "micro_batch_tokens", "recompute", "eval_every", "save_every")
+NEUTRAL = (
+    *("out_dir", "device", "micro_batch_tokens", "recompute", "eval_every", "save_every"),
+    *("heldout_text", "heldout_chat", "heldout_pairs", "warn_nats", "max_skipped"),
+)
 
 
 def sha256(path):
@@ -43,10 +46,13 @@ def sha256(path):
 
 def identity(cfg, files):
     """What makes two runs the same: the settings that steer the numbers, and sha256 of every file
-    read: data files and the weights begun from. UserError if one of them is not there."""
+    read: data and the checkpoint begun from. UserError if one is not there, or would be lost."""
+    source = Path(cfg.init_from)
+    if Path(cfg.out_dir).resolve() == source.resolve():
+        raise UserError(f"--out_dir {cfg.out_dir} is --init_from: it would be written over")
     settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in NEUTRAL}
-    weights = sorted(str(file) for file in set(weight_files(cfg.init_from).values()))
-    for file in files:
+    weights = sorted(str(file) for file in set(weight_files(source).values()))
+    for file in (files := [*files, str(source / "config.json"), str(source / "tokenizer.json")]):
         if not Path(file).is_file():
             raise UserError(f"{file}: no such file")
     return settings | {file: sha256(file) for file in [*files, *weights]}
@@ -80,8 +86,11 @@ def save(out_dir, step, model, optimizer, run, keep=2):
         shutil.rmtree(folder, ignore_errors=True)
         tmp.rename(folder)
         sync_folder(folder.parent)
-        for old in sorted(folder.parent.glob("step_????????"))[:-keep]:
-            shutil.rmtree(old)
+        states = sorted(folder.parent.glob("step_????????"))
+        old = [state for state in states if state <= folder][:-keep]
+        damaged = [state for state in states if state > folder]  # newer, and yet passed over
+        for state in old + damaged:
+            shutil.rmtree(state)
     barrier()
 
 
@@ -125,22 +134,18 @@ def check_same_run(out_dir, run, stored):
         )
 
 
+def newest_of_run(out_dir, run):
+    """newest_good(out_dir), after its settings agreed with run's."""
+    folder, manifest = newest_good(out_dir)
+    if folder:
+        check_same_run(out_dir, run, manifest["run"])
+    return folder, manifest
+
+
 @torch.no_grad()
 def load(out_dir, model, optimizer, run):
     """Load the newest good state of this run, on any number of ranks. Its step, 0 if none."""
-    found = [None, None, None]
-    if is_main():
-        try:
-            found[:2] = newest_good(out_dir)
-            if found[1]:
-                check_same_run(out_dir, run, found[1]["run"])
-        except UserError as e:
-            found[2] = str(e)
-    if dist.is_initialized():
-        dist.broadcast_object_list(found)
-    folder, manifest, problem = found
-    if problem:
-        raise UserError(problem)
+    folder, manifest = on_rank0(newest_of_run, out_dir, run)
     if not folder:
         return 0
     for p in model.parameters():
@@ -157,9 +162,7 @@ def load(out_dir, model, optimizer, run):
     return manifest["step"]
 
 
-def finished(out_dir, run):
-    """Has this very run ended in out_dir? UserError if the folder holds another one, ended or not:
-    at once, before anything is loaded or written."""
+def is_done(out_dir, run):
     done = Path(out_dir) / "done.json"
     if done.exists():
         check_same_run(out_dir, run, read_json(done)["run"])
@@ -170,9 +173,17 @@ def finished(out_dir, run):
     return False
 
 
+def finished(out_dir, run):
+    """Has this very run ended in out_dir? UserError if the folder holds another one, ended or not:
+    at once, before anything is loaded or written."""
+    return on_rank0(is_done, out_dir, run)
+
+
 def finish(out_dir, run):
     """Mark the run as ended and drop its resume states: the model itself stands in out_dir."""
     if is_main():
-        (Path(out_dir) / "done.json").write_text(json.dumps({"run": run}, indent=1) + "\n")
+        done = Path(out_dir) / "done.json"
+        done.with_suffix(".tmp").write_text(json.dumps({"run": run}, indent=1) + "\n")
+        done.with_suffix(".tmp").rename(done)
         shutil.rmtree(Path(out_dir) / "resume", ignore_errors=True)
     barrier()

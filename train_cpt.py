@@ -18,11 +18,11 @@ from tqdm import tqdm
 import parallel
 import resume
 from checkpoint import load_weights, save_pretrained
-from config import UserError, parse
+from config import UserError, check_choice, parse
 from data import SOURCES, load_chat, load_text, mix
 from metrics import Metrics, describe_run, plot_metrics
 from model import Llama
-from optim import build_optimizer, lr_at
+from optim import build_optimizer, check_settings, lr_at
 from packing import IGNORE, Plan, micro_batches, size
 from parallel import print0, sum_over_ranks
 from tokenizer import Tokenizer
@@ -53,6 +53,7 @@ class Config:
     device: str = "auto"  # cpu or cuda
     eval_every: int = 200  # steps between held-out losses
     save_every: int = 500  # steps between states to resume from
+    max_skipped: float = 0.05  # share of unusable rows above which the run does not start
     seed: int = 0  # order of the rows
 
 
@@ -83,9 +84,10 @@ def heldout_loss(model, plan, families, sources, cfg, rank, world, device):
 
 
 def main(cfg):
+    check_choice(cfg, mix=("tokens", "rows", "all"))
     rank, world, device = parallel.init(cfg.device)
-    parallel.catch_stop_signals()
-
+    model = Llama.from_pretrained(cfg.init_from, "meta")  # shapes only, until shard
+    check_settings(cfg, model.config)
     files = [f for f in f"{cfg.text},{cfg.chat}".split(",") if f]
     run = resume.identity(cfg, files)
     if resume.finished(cfg.out_dir, run):
@@ -93,23 +95,27 @@ def main(cfg):
     describe_run(cfg, __file__)
 
     tokenizer = Tokenizer(cfg.init_from)
-    text = load_text(cfg.text, tokenizer, cfg.max_length)[0] if cfg.text else []
-    chat = load_chat(cfg.chat, tokenizer, cfg.max_length)[0] if cfg.chat else []
+    tokenizer.check_fits(model.config.vocab_size)
+    text = load_text(cfg.text, tokenizer, cfg.max_length, cfg.max_skipped)[0] if cfg.text else []
+    chat = load_chat(cfg.chat, tokenizer, cfg.max_length, cfg.max_skipped)[0] if cfg.chat else []
     families, sources = mix(text, chat, cfg.mix if chat else "all", cfg.seed)
     plan = Plan(list(map(size, families)), cfg.max_length, cfg.batch_tokens, cfg.epochs, cfg.seed)
+    parallel.check_same(plan.packed, "the packed rows")
     held = (None, [], [])
     if cfg.heldout_text or cfg.heldout_chat:
         texts = (
-            load_text(cfg.heldout_text, tokenizer, cfg.max_length)[0] if cfg.heldout_text else []
+            load_text(cfg.heldout_text, tokenizer, cfg.max_length, cfg.max_skipped)[0]
+            if cfg.heldout_text
+            else []
         )
         chats = (
-            load_chat(cfg.heldout_chat, tokenizer, cfg.max_length)[0] if cfg.heldout_chat else []
+            load_chat(cfg.heldout_chat, tokenizer, cfg.max_length, cfg.max_skipped)[0]
+            if cfg.heldout_chat
+            else []
         )
         held = (texts + chats, [0] * len(texts) + [1] * len(chats))
         held = (Plan(list(map(size, held[0])), cfg.max_length, cfg.batch_tokens, 1, 0), *held)
 
-    model = Llama.from_pretrained(cfg.init_from, "meta")
-    tokenizer.check_fits(model.config.vocab_size)
     model = parallel.shard(model, device, cfg.dtype, cfg.recompute)
     load_weights(model, cfg.init_from)
     optimizer = build_optimizer(model, cfg.lr, cfg.weight_decay)
@@ -117,6 +123,7 @@ def main(cfg):
     log = Metrics(cfg.out_dir, start, device, model.config)
     print0(f"{cfg.out_dir}: step {start} of {plan.steps}, rows {plan.fill:.1%} full, {world} ranks")
 
+    parallel.catch_stop_signals()  # until here a signal ends the run at once: nothing to save yet
     bar = tqdm(range(start, plan.steps), "steps", plan.steps, initial=start, disable=rank != 0)
     for step in bar:
         micro = micro_batches(plan, families, step, rank, world, cfg.micro_batch_tokens, sources)

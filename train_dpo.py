@@ -20,11 +20,11 @@ from tqdm import tqdm
 import parallel
 import resume
 from checkpoint import load_weights, save_pretrained
-from config import UserError, parse
+from config import UserError, check_choice, check_range, parse
 from data import load_pairs
 from metrics import Metrics, describe_run, plot_metrics
 from model import Llama
-from optim import build_optimizer, lr_at
+from optim import build_optimizer, check_settings, lr_at
 from packing import IGNORE, Plan, micro_batches, size
 from parallel import print0, sum_over_ranks
 from reference import pair_index, pair_logps, reference_logps, tolerance
@@ -58,6 +58,7 @@ class Config:
     device: str = "auto"  # cpu or cuda
     eval_every: int = 50  # steps between held-out losses
     save_every: int = 500  # steps between states to resume from
+    max_skipped: float = 0.05  # share of unusable rows above which the run does not start
     seed: int = 0  # order of the pairs
 
 
@@ -150,9 +151,11 @@ def check_values(step, values, cfg, device):
 
 
 def main(cfg):
+    check_range(cfg, ("beta", "warn_nats"), ("nll_coef",))
+    check_choice(cfg, nll_norm=("tokens", "sequence"))
     rank, world, device = parallel.init(cfg.device)
-    parallel.catch_stop_signals()
-
+    model = Llama.from_pretrained(cfg.init_from, "meta")  # shapes only, until shard
+    check_settings(cfg, model.config)
     files = [f for f in cfg.pairs.split(",") if f]
     run = resume.identity(cfg, files)
     if resume.finished(cfg.out_dir, run):
@@ -160,19 +163,17 @@ def main(cfg):
     describe_run(cfg, __file__)
 
     tokenizer = Tokenizer(cfg.init_from)
-    families, _ = load_pairs(files, tokenizer, cfg.max_length)
+    tokenizer.check_fits(model.config.vocab_size)
+    families, _ = load_pairs(files, tokenizer, cfg.max_length, cfg.max_skipped)
     plan = Plan(list(map(size, families)), cfg.max_length, cfg.batch_tokens, cfg.epochs, cfg.seed)
+    parallel.check_same(plan.packed, "the packed rows")
     held = (None, [])
     if cfg.heldout_pairs:
-        pairs, _ = load_pairs(cfg.heldout_pairs, tokenizer, cfg.max_length)
+        pairs, _ = load_pairs(cfg.heldout_pairs, tokenizer, cfg.max_length, cfg.max_skipped)
         held = (Plan(list(map(size, pairs)), cfg.max_length, cfg.batch_tokens, 1, 0), pairs)
-    if cfg.nll_norm not in ("tokens", "sequence"):
-        raise UserError(f"nll_norm: {cfg.nll_norm!r} is not tokens or sequence")
     if cfg.length_norm and cfg.beta < 1:
         print0(f"note: beta {cfg.beta} is small for length-normalised log-probs; 2 to 10 is usual")
 
-    model = Llama.from_pretrained(cfg.init_from, "meta")
-    tokenizer.check_fits(model.config.vocab_size)
     model = parallel.shard(model, device, cfg.dtype, cfg.recompute)
     load_weights(model, cfg.init_from)
     optimizer = build_optimizer(model, cfg.lr, cfg.weight_decay)
@@ -183,6 +184,7 @@ def main(cfg):
     log = Metrics(cfg.out_dir, start, device, model.config)
     print0(f"{cfg.out_dir}: step {start} of {plan.steps}, rows {plan.fill:.1%} full, {world} ranks")
 
+    parallel.catch_stop_signals()  # until here a signal ends the run at once: nothing to save yet
     bar = tqdm(range(start, plan.steps), "steps", plan.steps, initial=start, disable=rank != 0)
     for step in bar:
         micro = micro_batches(

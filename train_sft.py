@@ -21,7 +21,7 @@ from config import UserError, parse
 from data import load_chat, load_pairs
 from metrics import Metrics, describe_run, plot_metrics
 from model import Llama
-from optim import build_optimizer, lr_at
+from optim import build_optimizer, check_settings, lr_at
 from packing import IGNORE, Plan, micro_batches, size
 from parallel import print0, sum_over_ranks
 from tokenizer import Tokenizer
@@ -48,6 +48,7 @@ class Config:
     device: str = "auto"  # cpu or cuda
     eval_every: int = 200  # steps between held-out losses
     save_every: int = 500  # steps between states to resume from
+    max_skipped: float = 0.05  # share of unusable rows above which the run does not start
     seed: int = 0  # order of the rows
 
 
@@ -73,8 +74,8 @@ def heldout_loss(model, plan, families, cfg, rank, world, device):
 
 def main(cfg):
     rank, world, device = parallel.init(cfg.device)
-    parallel.catch_stop_signals()
-
+    model = Llama.from_pretrained(cfg.init_from, "meta")  # shapes only, until shard
+    check_settings(cfg, model.config)
     files = [f for f in (cfg.pairs or cfg.chat).split(",") if f]
     run = resume.identity(cfg, files)
     if resume.finished(cfg.out_dir, run):
@@ -82,19 +83,19 @@ def main(cfg):
     describe_run(cfg, __file__)
 
     tokenizer = Tokenizer(cfg.init_from)
+    tokenizer.check_fits(model.config.vocab_size)
     if cfg.pairs:  # a family is prompt, chosen, rejected: leave the last one out
-        pairs, _ = load_pairs(files, tokenizer, cfg.max_length)
+        pairs, _ = load_pairs(files, tokenizer, cfg.max_length, cfg.max_skipped)
         families = [members[:2] for members in pairs]
     else:
-        families, _ = load_chat(files, tokenizer, cfg.max_length)
+        families, _ = load_chat(files, tokenizer, cfg.max_length, cfg.max_skipped)
     plan = Plan(list(map(size, families)), cfg.max_length, cfg.batch_tokens, cfg.epochs, cfg.seed)
+    parallel.check_same(plan.packed, "the packed rows")
     held = (None, [])
     if cfg.heldout_chat:
-        chats, _ = load_chat(cfg.heldout_chat, tokenizer, cfg.max_length)
+        chats, _ = load_chat(cfg.heldout_chat, tokenizer, cfg.max_length, cfg.max_skipped)
         held = (Plan(list(map(size, chats)), cfg.max_length, cfg.batch_tokens, 1, 0), chats)
 
-    model = Llama.from_pretrained(cfg.init_from, "meta")
-    tokenizer.check_fits(model.config.vocab_size)
     model = parallel.shard(model, device, cfg.dtype, cfg.recompute)
     load_weights(model, cfg.init_from)
     optimizer = build_optimizer(model, cfg.lr, cfg.weight_decay)
@@ -102,6 +103,7 @@ def main(cfg):
     log = Metrics(cfg.out_dir, start, device, model.config)
     print0(f"{cfg.out_dir}: step {start} of {plan.steps}, rows {plan.fill:.1%} full, {world} ranks")
 
+    parallel.catch_stop_signals()  # until here a signal ends the run at once: nothing to save yet
     bar = tqdm(range(start, plan.steps), "steps", plan.steps, initial=start, disable=rank != 0)
     for step in bar:
         micro = micro_batches(plan, families, step, rank, world, cfg.micro_batch_tokens)

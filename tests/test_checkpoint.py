@@ -167,7 +167,7 @@ def test_a_torn_or_foreign_file_is_refused_by_name(source):
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(source, tmp_path):
-    assert "config.json: no such file" in refused(tmp_path / "nowhere")
+    assert "no such checkpoint folder" in refused(tmp_path / "nowhere")
     model = Llama.from_pretrained(source)
     for path in (tmp_path / "nowhere", source / "config.json"):
         with pytest.raises(UserError, match="no such checkpoint folder"):

@@ -210,7 +210,7 @@ def test_folders_that_are_no_checkpoints_are_one_line(data, command, tmp_path):
     cases[other] = "architectures"
     deaf = write_checkpoint(tmp_path / "deaf")
     (deaf / "tokenizer.json").unlink()
-    cases[deaf] = "a checkpoint folder holds a tokenizer.json"
+    cases[deaf] = "tokenizer.json: no such file"
     small = write_checkpoint(tmp_path / "small", vocab_size=300)  # the tokenizer has 330 ids
     cases[small] = "do not fit an embedding of 300 rows"
     torn = write_checkpoint(tmp_path / "torn")
@@ -234,14 +234,19 @@ def test_folders_that_are_no_checkpoints_are_one_line(data, command, tmp_path):
         ("sft", {"batch_tokens": 10}, "batch_tokens 10 is less than one row of max_length 96"),
         ("sft", {"micro_batch_tokens": 95}, "micro_batch_tokens 95 is less than one row"),
         ("sft", {"max_length": 20}, "60 rows cannot be used"),
-        ("sft", {"schedule": "sometimes"}, "schedule: 'sometimes' is not linear, cosine"),
-        ("sft", {"dtype": "float8"}, "dtype: 'float8' is not auto, float32 or bfloat16"),
+        ("sft", {"schedule": "sometimes"}, "--schedule must be one of linear, cosine, constant"),
+        ("sft", {"dtype": "float8"}, "--dtype must be one of auto, float32, bfloat16"),
         ("sft", {"device": "tpu"}, "device: 'tpu' is not auto, cpu or cuda"),
-        ("cpt", {"mix": "half"}, "mix: 'half' is not tokens, rows or all"),
+        ("cpt", {"mix": "half"}, "--mix must be one of tokens, rows, all"),
         ("cpt", {"text": "", "chat": ""}, "nothing to train on"),
-        ("dpo", {"nll_norm": "words"}, "nll_norm: 'words' is not tokens or sequence"),
+        ("dpo", {"nll_norm": "words"}, "--nll_norm must be one of tokens, sequence"),
         ("dpo", {"chosen": "x"}, "unknown setting 'chosen'"),
         ("sft", {"lr": 1e30}, "the gradient is nan; lower --lr"),
+        ("sft", {"lr": -1.0}, "--lr must be above 0"),
+        ("sft", {"eval_every": 0}, "--eval_every must be above 0"),
+        ("sft", {"warmup": 2.0}, "--warmup is a share of the steps"),
+        ("cpt", {"max_length": 10_000}, "beyond the model's context of 256"),
+        ("dpo", {"beta": 0.0}, "--beta must be above 0"),
     ],
 )
 def test_settings_that_cannot_work_are_one_line_and_no_traceback(

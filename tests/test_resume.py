@@ -196,6 +196,16 @@ def test_when_every_state_is_damaged_the_run_begins_again(data, whole, tmp_path,
     assert series(again) == series(whole["sft"][0]) and weights(tmp_path) == whole["sft"][1]
 
 
+def test_a_state_behind_damaged_newer_ones_is_kept_and_they_go(data, tmp_path):
+    """After starting again from 0 the new states have smaller numbers than the damaged ones."""
+    run("sft", data, tmp_path, stop_at=7, **long("sft", data))
+    for folder in (tmp_path / "resume").iterdir():
+        cut(folder)
+    run("sft", data, tmp_path, stop_at=1, **long("sft", data))
+    assert states(tmp_path) == ["step_00000002"]
+    assert resume.newest_good(tmp_path)[1]["step"] == 2
+
+
 @pytest.mark.parametrize("at", ["write_tensors", "sync_folder", "sha256"])
 def test_a_save_that_breaks_off_leaves_the_states_before_it(at, data, whole, tmp_path, monkeypatch):
     """Whatever moment the disk fills up or the power goes: step 3 is still there and used."""
