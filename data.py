@@ -1,7 +1,7 @@
 """Training files -> token ids with spans -> families, ready to be packed (packing.py).
 
     python data.py show sample/data/sft.jsonl --tokenizer sample/base --row 3
-    python data.py show out/demo/pairs.jsonl --tokenizer out/demo/cpt_it
+    python data.py show out/demo/reward/pairs.jsonl --tokenizer out/demo/cpt_it
 
     text  {"text"}: BOS + text + end of text, all of it trained
     chat  {"messages": [{"role", "content", "weight"?}]}: assistant words and turn ends trained
@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 import parallel
-from config import UserError, parse
+from config import UserError, check_range, parse
 from jsonl import check_fields, check_messages, read_jsonl
 from packing import IGNORE, check_bos, collate, document, family, size, targets
 from tokenizer import Tokenizer
@@ -116,10 +116,14 @@ def pair_parts(row, where, tokenizer):
 
 
 def pair_families(sequences, bos_id, max_length):
-    """[prompt, chosen, rejected] as one family, or the reason why it is skipped: never cut."""
+    """[prompt, chosen, rejected] as one family, or the reason why it is skipped: never cut.
+
+    max_length counts prompt, chosen and rejected together, since they share a packed row; FinDAP's
+    2,048 is for each of the two sequences.
+    """
     prompt, chosen, rejected = (ids for ids, _ in sequences)
-    if chosen == rejected:
-        raise UserError("chosen and rejected are the same tokens")
+    if chosen == rejected:  # two words that the vocabulary lacks may both be <unk>
+        return "with chosen and rejected of the same tokens"
     if len(prompt) - 1 + len(chosen) + len(rejected) > max_length:
         return f"longer than {max_length} tokens"
     return [family(prompt, [chosen, rejected])]
@@ -152,7 +156,10 @@ def load(kind, paths, tokenizer, max_length, max_skipped=0.05):
 
     UserError on a bad row, if there is none, or if more than max_skipped of them are left out.
     """
-    paths = paths.split(",") if isinstance(paths, str) else list(paths)
+    paths = paths.split(",") if isinstance(paths, str) else map(str, paths)
+    paths = [path.strip() for path in paths if path.strip()]
+    if not paths:
+        raise UserError("the list of training files is empty: name one, or several with commas")
     counts, families = Counts(", ".join(map(str, paths))), []
     rows = ((f"{path}:{line}", row) for path in paths for line, row in read_jsonl(path, kind[0]))
     quiet = True if os.environ.get("RANK", "0") != "0" else None  # None: bar on terminals only
@@ -172,6 +179,8 @@ def load(kind, paths, tokenizer, max_length, max_skipped=0.05):
             check_bos(collate(families[first:]), tokenizer.bos_id)
     counts.tokens, counts.trained = sum(map(size, families)), sum(map(targets, families))
     parallel.print0(counts)
+    if not counts.rows:
+        raise UserError(f"{counts.name}: holds no rows")
     lost = counts.rows - counts.used
     if not counts.used or lost > max_skipped * counts.rows:
         raise UserError(f"{counts.name}: {lost} of {counts.rows} rows cannot be used; at most "
@@ -190,7 +199,7 @@ def load_chat(paths, tokenizer, max_length, max_skipped=0.05):
 
 
 def load_pairs(paths, tokenizer, max_length, max_skipped=0.05):
-    """Preference rows; one family [prompt, chosen, rejected] per pair."""
+    """Preference rows; one family [prompt, chosen, rejected], max_length tokens at most, a pair."""
     return load(PAIR, paths, tokenizer, max_length, max_skipped)
 
 
@@ -259,6 +268,7 @@ class Show:
 
 def show(path, cfg):
     """Print one row as training sees it."""
+    check_range(cfg, ("max_length",))
     tokenizer = Tokenizer(cfg.tokenizer)
     row = next((row for line, row in read_jsonl(path, {}) if line == cfg.row), None)
     if row is None:

@@ -45,8 +45,12 @@ class NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def check_endpoint(base_url, key):
     """UserError for an address or key that cannot be used; the message never shows the key."""
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(base_url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # half an IPv6 address, a port beyond 65535
+        usable = False
+    if not usable:
         raise UserError(f"--base_url {base_url!r}: must be like http://host:port/v1")
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise UserError("OPENAI_API_KEY holds a space, line break or character no key can have")
@@ -140,7 +144,8 @@ def ask_http(bodies, cfg, key):
     more are sent; replies on their way are still delivered. Unsent requests yield nothing.
     """
     todo, running, failures = enumerate(bodies), {}, 0
-    with ThreadPoolExecutor(cfg.concurrency) as pool:
+    pool = ThreadPoolExecutor(cfg.concurrency)
+    try:
         while True:
             if failures <= cfg.concurrency:
                 for i, body in islice(todo, cfg.concurrency - len(running)):
@@ -157,3 +162,5 @@ def ask_http(bodies, cfg, key):
                     yield i, error
                 else:
                     raise error
+    finally:  # nobody waits for a pause between two tries: Ctrl-C ends the run at once
+        pool.shutdown(wait=False, cancel_futures=True)

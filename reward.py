@@ -26,18 +26,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 import parallel
-from config import UserError, parse
+from config import UserError, check_choice, check_range, parse
 from endpoint import Unanswered, ask_http, check_endpoint
 from extract import final_answer, same_answer
 from generate import load, stream
 from jsonl import check_messages, notice, read_jsonl, sha, write_jsonl
-from judge import (
-    ask_exact,
-    ask_local,
-    next_request,
-    read_verdict,
-    unusable,
-)
+from judge import ask_exact, ask_local, next_request, read_verdict, unusable
 from pairs import by_solution, fap_pairs, scp_pairs
 
 
@@ -187,6 +181,7 @@ def trajectory(row, k, completion, tokenizer, settings):
 
 def sample(cfg):
     """Solutions of every prompt -> trajectories.jsonl; those already there are kept."""
+    check_range(cfg, ("n", "max_new_tokens", "slots"), ("temperature",))
     model, tokenizer = load(cfg.init_from, cfg.device, cfg.dtype)
     rows, without = read_prompts(cfg.prompts)
     settings = {"seed": cfg.seed, "temperature": cfg.temperature, "top_p": cfg.top_p}
@@ -198,6 +193,9 @@ def sample(cfg):
     fitting = {name: row for name, row in rows.items() if len(ids[name]) <= room}
     counts = Counter({"sampled": len(fitting), "without reference answer": without})
     counts["longer than the context"] = len(rows) - len(fitting)
+    if not fitting:
+        tally("prompts", counts, ["sampled"])
+        raise UserError(f"{cfg.prompts}: holds no prompt that can be sampled")
     with append_to(path, TRAJECTORY) as (records, add):
         for record in records.values():
             for name, value in settings.items():
@@ -252,6 +250,7 @@ def choose_judge(cfg):
 
 def judge(cfg):
     """Verdicts on every trajectory -> verdicts.jsonl; what is there already is not asked again."""
+    check_range(cfg, ("asks", "max_tokens", "concurrency", "timeout_s"), ("retries", "backoff_s"))
     out = Path(cfg.out_dir)
     trajectories = read_log(out / "trajectories.jsonl", TRAJECTORY)
     cfg.stepwise = cfg.stepwise and cfg.judge != "exact"
@@ -293,8 +292,11 @@ def judge(cfg):
     report(trajectories, logged, lost, tries)
     if lost:
         reason = next(iter(lost.values()))
-        raise UserError(f"the judge left {len(lost):,} solutions without a reply, the first with: "
-                        f"{reason}. All replies are kept: the same command goes on")  # fmt: skip
+        place = f" at {cfg.base_url}" if cfg.judge == "http" else ""
+        raise UserError(
+            f"the judge{place} left {len(lost):,} solutions without a reply, the first with: "
+            f"{reason}. All replies are kept: the same command goes on"
+        )
 
 
 def report(trajectories, logged, lost, tries):
@@ -340,10 +342,8 @@ def report(trajectories, logged, lost, tries):
 
 def pairs(cfg):
     """Trajectories and verdicts -> pairs.jsonl, the same bytes for the same seed."""
-    if cfg.layout not in ("paper", "continuation"):
-        raise UserError(f"--layout {cfg.layout}: must be paper or continuation")
-    if min(cfg.fap_per_prompt, cfg.scp_per_prompt) < 0:
-        raise UserError("--fap_per_prompt and --scp_per_prompt: must not be negative")
+    check_choice(cfg, layout=("paper", "continuation"))
+    check_range(cfg, not_negative=("fap_per_prompt", "scp_per_prompt"))
     out, prompts, rows = Path(cfg.out_dir), {}, []
     for record in read_log(out / "trajectories.jsonl", TRAJECTORY).values():
         prompts.setdefault(record["id"].rpartition("/")[0], []).append(record)

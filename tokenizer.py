@@ -133,9 +133,10 @@ class Tokenizer:
                     raise UserError(f"{self.path / name}: eos_token_id: {i!r} is not a token id")
                 found.add(i)
         eos = optional_json(self.path / "tokenizer_config.json").get("eos_token")
-        found.add(
-            self.encoder.token_to_id(eos.get("content") if isinstance(eos, dict) else eos or "")
-        )
+        name = eos.get("content") if isinstance(eos, dict) else eos
+        if name is not None and not isinstance(name, str):
+            raise UserError(f"{self.path}/tokenizer_config.json: eos_token: {eos!r} is not a token")
+        found.add(self.encoder.token_to_id(name or ""))
         return frozenset(found - {None})
 
     def _system_text(self):
@@ -171,7 +172,10 @@ class Tokenizer:
     def join(self, rows):
         """Rows of parts (id or text, trained) -> (ids, trained) per row, in one threaded call."""
         texts = [piece for parts in rows for piece, _ in parts if isinstance(piece, str)]
-        encoded = iter(self.encoder.encode_batch_fast(texts, add_special_tokens=False))
+        try:
+            encoded = iter(self.encoder.encode_batch_fast(texts, add_special_tokens=False))
+        except TypeError:  # what the library says to a lone surrogate: a byte that was no UTF-8
+            raise UserError("the text is not valid UTF-8") from None
         joined = []
         for parts in rows:
             ids, trained = [], []

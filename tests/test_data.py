@@ -116,7 +116,7 @@ def test_more_than_the_limit_of_skipped_rows_is_a_hard_error(tokenizer, tmp_path
         load_chat(path, tokenizer, 150)
     assert "[6 longer than 150 tokens: " in capsys.readouterr().out  # said before it stops
     assert load_chat(path, tokenizer, 150, max_skipped=0.06)[1].used == 94
-    with pytest.raises(UserError, match="0 of 0 rows"):
+    with pytest.raises(UserError, match="holds no rows"):
         load_chat(write_rows(tmp_path / "empty.jsonl", []), tokenizer, 150)
     with pytest.raises(UserError, match="1 of 1 rows"):
         load_chat(write_rows(tmp_path / "one.jsonl", [long]), tokenizer, 150, max_skipped=1.0)
@@ -136,6 +136,16 @@ def test_several_files_are_read_in_order_and_a_bad_row_names_its_own(tokenizer, 
     write_rows(b, [ask("cost", "two"), {"messages": ask("a", "b")["messages"][:1]}])
     with pytest.raises(UserError, match="b.jsonl:2: messages: must end with a turn of the assis"):
         load_chat(f"{a},{b}", tokenizer, 400)
+
+
+def test_an_empty_list_of_files_is_named_as_such_and_a_trailing_comma_is_no_file(llama3, tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", [ask("cost", "two")])
+    assert load_chat(f" {path}, ", llama3, 1000)[1].used == 1
+    for nothing in ("", ",", []):
+        with pytest.raises(UserError, match="list of training files is empty"):
+            load_chat(nothing, llama3, 1000)
+    with pytest.raises(UserError, match="a.jsonl: holds no rows"):
+        load_chat(write_rows(path, []), llama3, 1000)
 
 
 def test_a_second_bos_stops_the_start(llama3, tmp_path):
@@ -211,7 +221,6 @@ def test_the_paper_s_step_layout_asks_for_the_next_step_and_need_not_end_the_tur
 @pytest.mark.parametrize(
     "row, reason",
     [
-        ({"rejected": "one"}, "chosen and rejected are the same tokens"),
         ({"prefix": "step", "chosen": "two"}, "ends_turn: missing"),
         ({"ends_turn": {"chosen": True}}, "ends_turn: rejected must be true or false"),
         ({"ends_turn": {"chosen": 1, "rejected": 1}}, "ends_turn: chosen must be true or false"),
@@ -233,6 +242,14 @@ def test_pairs_that_differ_only_in_ending_the_turn_are_pairs(llama3, tmp_path):
     ends = {"chosen": True, "rejected": False}
     _, chosen, rejected = pair(llama3, tmp_path, rejected="one", ends_turn=ends)
     assert chosen == rejected + [llama3.turn_end_id]
+
+
+def test_pairs_of_equal_tokens_are_skipped_and_counted(llama3, tmp_path):
+    rows = [{"prompt": "a", "chosen": "one", "rejected": "two"}] * 20
+    rows.append({"prompt": "a", "chosen": " one", "rejected": "one"})
+    families, counts = load_pairs(path := write_rows(tmp_path / "p.jsonl", rows), llama3, 200)
+    reason = "with chosen and rejected of the same tokens"
+    assert len(families) == 20 and counts.skipped == {reason: [f"{path}:21"]}
 
 
 def test_long_pairs_are_skipped_whole_never_cut(llama3, tmp_path):
@@ -341,6 +358,8 @@ def test_show_says_what_it_cannot_show(llama3, tmp_path):
         )
     with pytest.raises(UserError, match="unknown setting 'rows'; did you mean row"):
         show(llama3, tmp_path, {"text": "x"}, "--rows", "1")
+    with pytest.raises(UserError, match="--max_length must be above 0"):
+        show(llama3, tmp_path, {"text": "x"}, "--max_length", "0")
 
 
 def test_a_text_row_may_carry_other_keys_and_json_escapes(llama3, tmp_path):

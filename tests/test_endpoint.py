@@ -1,4 +1,5 @@
 import json
+import threading
 import time
 from email.utils import formatdate
 
@@ -86,8 +87,26 @@ def test_a_judge_that_is_down_stops_the_run_and_a_resume_asks_only_what_is_missi
 def test_nobody_listening_is_one_clear_line(out):
     with serving() as server:
         address = url(server)
-    with pytest.raises(UserError, match="left 20 solutions without a reply.*[Rr]efused"):
+    with pytest.raises(UserError, match=f"judge at {address} left 20 solutions.*[Rr]efused"):
         run_judge(out, base_url=address, retries=1, concurrency=2)
+
+
+def test_a_run_that_is_left_does_not_wait_for_its_requests(monkeypatch):
+    """Ctrl-C closes the generator while requests hang in their pauses: minutes with patience."""
+    hanging = threading.Event()
+
+    def post(body, cfg, key):
+        return body or hanging.wait()
+
+    monkeypatch.setattr(endpoint, "post", post)
+    replies = endpoint.ask_http([1, 0, 0], reward.Judge(concurrency=2), "")
+    assert next(replies) == (0, 1)
+    leaving = threading.Thread(target=replies.close)
+    leaving.start()
+    leaving.join(10)
+    still_there = leaving.is_alive()
+    hanging.set()
+    assert not still_there
 
 
 def test_a_slow_judge_is_given_up_after_the_timeout(out):
@@ -180,7 +199,17 @@ def test_an_impossible_key_is_refused_without_showing_it(out, monkeypatch, value
     assert "sk-" not in str(error.value) and not server.seen
 
 
-@pytest.mark.parametrize("address", ["file:///etc/passwd", "localhost:80", "http://", "ftp://x/v1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "file:///etc/passwd",
+        "localhost:80",
+        "http://",
+        "ftp://x/v1",
+        "http://[::1/v1",
+        "http://x:1e5",
+    ],
+)
 def test_only_web_addresses_are_asked(out, address):
     with pytest.raises(UserError, match="--base_url"):
         run_judge(out, base_url=address)

@@ -187,6 +187,14 @@ def test_another_policy_or_another_prompt_needs_another_folder(sampling, tmp_pat
         reward.sample(sampling)
 
 
+def test_no_prompt_to_sample_is_an_error(sampling, capsys):
+    for rows in ([], [{"id": "p", "prompt": "x", "answer": ""}]):
+        write_rows(sampling.prompts, rows)
+        with pytest.raises(UserError, match="prompts.jsonl: holds no prompt that can be sampled"):
+            reward.sample(sampling)
+    assert "1 without reference answer" in capsys.readouterr().out
+
+
 def test_prompts_without_reference_or_too_long_are_counted(sampling, capsys):
     rows = rows_of(sampling.prompts)
     rows[1]["answer"], rows[2]["prompt"] = "", "cost " * 400
@@ -220,8 +228,15 @@ def test_the_command_line_names_what_it_does_not_know(tmp_path):
         (["smaple"], "usage"),
         (["judge", "--judge", "oracle"], "trajectories.jsonl: no such file"),
         (["pairs", "--layot", "paper"], "layout"),
-        (["pairs", "--layout", "x"], "--layout x"),
-        (["pairs", "--scp_per_prompt", "-1"], "negative"),
+        (["pairs", "--layout", "x"], "--layout must be one of paper, continuation, not 'x'"),
+        (["pairs", "--scp_per_prompt", "-1"], "--scp_per_prompt must be 0 or more, not -1"),
+        (["sample", "--n", "0"], "--n must be above 0"),
+        (["sample", "--slots", "-2"], "--slots must be above 0"),
+        (["sample", "--temperature", "-1"], "--temperature must be 0 or more"),
+        (["judge", "--concurrency", "0"], "--concurrency must be above 0"),
+        (["judge", "--asks", "0"], "--asks must be above 0"),
+        (["judge", "--retries", "-1"], "--retries must be 0 or more"),
+        (["judge", "--backoff_s", "-1"], "--backoff_s must be 0 or more"),
     ]:
         place = ["--out_dir", str(tmp_path)] if words[1:] else []
         with pytest.raises(UserError, match=message):

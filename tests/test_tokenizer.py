@@ -243,6 +243,14 @@ def test_stop_ids_are_the_union_of_every_end_token_the_folder_names(tmp_path):
     for bad in ("2", -1, [True], 1.5):
         with pytest.raises(UserError, match="config.json: eos_token_id"):
             stops(config={"eos_token_id": bad})
+    for bad in (5, ["<x>"], {"content": 5}):
+        with pytest.raises(UserError, match="tokenizer_config.json: eos_token"):
+            stops(tokenizer_config={"eos_token": bad})
+
+
+def test_text_that_was_not_utf8_is_an_error(tokenizer):
+    with pytest.raises(UserError, match="not valid UTF-8"):
+        tokenizer.prompt("caf\udce9")
 
 
 def test_truncation_and_padding_of_the_file_are_switched_off(tmp_path):
