@@ -118,13 +118,14 @@ def choice_families(context, choices, limit):
     """Families of one row: the context once for all choices, else a document per choice.
 
     lm-eval keeps the last `limit` + 1 tokens of context + choice. Where choices of different
-    length then leave different contexts, nothing can be shared.
+    length then leave different contexts, nothing can be shared. UserError: no context is left.
     """
     heads = [(context + c)[-(limit + 1) :][: -len(c)] for c in choices]
     if len(heads[0]) > 1 and all(h == heads[0] for h in heads):
         return [packing.family(heads[0], choices)]
     if not all(heads):
-        raise UserError(f"a choice of {max(map(len, choices))} tokens exceeds {limit} positions")
+        raise UserError(f"a choice of {max(map(len, choices))} tokens exceeds the model's context "
+                        f"of {limit}")  # fmt: skip
     return [
         packing.document(h + c, np.array([False] * len(h) + [True] * len(c)))
         for h, c in zip(heads, choices, strict=True)
@@ -171,9 +172,12 @@ def ask_choices(model, tokenizer, cfg, task, rows, device, title):
     for i, row in enumerate(rows):
         context, choices = encode_choices(tokenizer, cfg, task, row)
         asked.append((context, choices))
-        for family in choice_families(context, choices, limit):
-            families.append(family)
-            owner.append(i)
+        try:
+            found = choice_families(context, choices, limit)
+        except UserError as e:
+            raise UserError(f"row {row['id']}: choices: {e}") from None
+        families += found
+        owner += [i] * len(found)
     sums = [[] for _ in rows]
     scores = score_families(model, families, cfg.batch_tokens, device, title)
     for i, values in zip(owner, scores, strict=True):
@@ -260,7 +264,10 @@ def run_task(name, model, tokenizer, cfg, device, rank, world):
     ask = ask_choices if mode == "loglikelihood" else ask_replies
     title = name if rank == 0 else None
     mine = rows[rank::world]
-    samples = ask(model, tokenizer, cfg, task, mine, device, title) if mine else []
+    try:
+        samples = ask(model, tokenizer, cfg, task, mine, device, title) if mine else []
+    except UserError as e:
+        raise UserError(f"{path}: {e}") from None
     samples = [{"doc_id": place[s["doc"]["id"]]} | s for s in samples]
     if world > 1:
         parts = [None] * world

@@ -19,11 +19,14 @@ import torch
 from tqdm import tqdm
 
 import parallel
-from config import UserError, parse
+from config import UserError, check_range, parse
 from model import KVCache, Llama
 from tokenizer import Tokenizer
 
 PREFILL_TOKENS = 8192  # prompt tokens per prefill forward: bounds its activations
+# Bounds the cache, whatever slots are asked for: 32 GiB for Llama-3 8B in bf16 (128 KiB a token),
+# which fits an 80 GB GPU beside the weights, and 64 slots of 4,096 tokens.
+CACHE_TOKENS = 2**18
 
 
 @dataclass
@@ -173,8 +176,9 @@ def check(model, prompts, max_new_tokens, temperature, top_p, n, slots):
     context = model.config.max_position_embeddings
     for i, ids in enumerate(prompts):
         if not 0 < len(ids) < context:
+            name = f"prompt {i}" if len(prompts) > 1 else "the prompt"
             raise UserError(
-                f"prompt {i}: {len(ids)} tokens, but the model's context is {context} "
+                f"{name} has {len(ids)} tokens, but the model's context is {context} "
                 "(max_position_embeddings) and the answer needs room too: shorten the prompt"
             )
 
@@ -195,10 +199,11 @@ def stream(
     context = model.config.max_position_embeddings
     room = [min(max_new_tokens, context - len(ids)) for ids in prompts]
     weight = next(model.parameters())
-    slots = min(slots, len(prompts) * n)
     longest = max(len(ids) + more for ids, more in zip(prompts, room, strict=True))
     # With several samples one slot more keeps the prompt whose samples are still entering.
-    cache = KVCache(model.config, slots + (n > 1), longest, weight.dtype, weight.device)
+    spare = int(n > 1)
+    slots = min(slots, len(prompts) * n, max(1, CACHE_TOKENS // longest - spare))
+    cache = KVCache(model.config, slots + spare, longest, weight.dtype, weight.device)
     waiting = deque((i, k) for i in range(len(prompts)) for k in range(n))
     active, kept = [], None
     while waiting or active:
@@ -252,8 +257,8 @@ def generate(
 
     prompts: lists of token ids, BOS included. stop_ids: ids that end an answer. seeds: one int per
     prompt (default 0, 1, ...); sample k of prompt i depends on (seeds[i], k) only, not on batch
-    size, slots or order. slots: sequences decoded together; the KV cache holds that many times the
-    longest prompt + answer. progress: title of a progress bar, None for none.
+    size, slots or order. slots: sequences decoded together, fewer where as many times the longest
+    prompt + answer would exceed CACHE_TOKENS. progress: title of a progress bar, None for none.
     Raises UserError for a prompt that leaves no room in the context.
     """
     done = [[None] * n for _ in prompts]
@@ -291,6 +296,8 @@ def answer(model, tokenizer, messages, cfg, seed):
 
 def chat(model, tokenizer, cfg):
     """Conversation in the terminal until Ctrl-D; the oldest turns go when the context is full."""
+    # Bytes that are no UTF-8 become surrogates, which the tokenizer refuses: one line, not the end
+    sys.stdin.reconfigure(errors="surrogateescape")
     messages = []
     while True:
         try:
@@ -302,11 +309,11 @@ def chat(model, tokenizer, cfg):
             continue
         messages.append({"role": "user", "content": text})
         room = model.config.max_position_embeddings - 1
-        while len(messages) > 1 and len(tokenizer.prompt(messages)) > room:
-            del messages[:2]
         try:
+            while len(messages) > 1 and len(tokenizer.prompt(messages)) > room:
+                del messages[:2]
             reply = answer(model, tokenizer, messages, cfg, cfg.seed + len(messages))
-        except UserError as error:  # a message longer than the context: say so, go on talking
+        except UserError as error:  # longer than the context, no UTF-8: say so, go on talking
             print(f"error: {error}", file=sys.stderr)
             messages.pop()
             continue
@@ -325,6 +332,7 @@ def load(path, device="auto", dtype="auto"):
 
 
 def main(cfg):
+    check_range(cfg, ("max_new_tokens",), ("temperature",))
     if not cfg.chat and not cfg.prompt.strip():
         raise UserError('nothing to answer: give --prompt "some text", or --chat')
     model, tokenizer = load(cfg.init_from, cfg.device, cfg.dtype)

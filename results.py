@@ -13,7 +13,7 @@ import numpy as np
 
 import scorers
 from config import UserError, read_json
-from jsonl import read_jsonl
+from jsonl import check_fields, read_jsonl
 from tasks import TASKS, measures
 
 
@@ -25,9 +25,13 @@ def points(score, low, high):
 
 def read_result(folder):
     """The results.json of an evaluation directory."""
-    result = read_json(f"{folder}/results.json")
-    if not isinstance(result.get("tasks"), dict):
-        raise UserError(f"{folder}/results.json: tasks: missing; not a result of evaluate.py")
+    path = f"{folder}/results.json"
+    result = read_json(path)
+    check_fields(result, {"init_from": str, "tasks": dict}, path)
+    for name, entry in result["tasks"].items():
+        check_fields(
+            entry if isinstance(entry, dict) else {}, {"asked": dict}, f"{path}: tasks: {name}"
+        )
     return result
 
 
@@ -85,7 +89,7 @@ def difference(a, b, name, metric=None):
 def compare(a, b):
     """Print B - A for every task that the two directories share, and the mean over the tasks."""
     tasks = [read_result(folder)["tasks"] for folder in (a, b)]
-    shared = [name for name in tasks[0] if name in tasks[1]]
+    shared = [name for name in tasks[0] if name in tasks[1] and name in TASKS]
     if not shared:
         raise UserError(f"{a} and {b} have no task in common")
     rows = [(name, *difference(a, b, name)) for name in shared]
@@ -93,7 +97,7 @@ def compare(a, b):
     print(f"A = {a}\nB = {b}\n")
     print(line.format("task", "metric", "A", "B", "B - A", "95% paired", "n"))
     for name, found, scores, _ in rows:
-        metric, shown = tasks[0][name]["metric"], [f"{score:.1f}" for score in scores]
+        metric, shown = TASKS[name].metrics[0], [f"{score:.1f}" for score in scores]
         change, low, high = (f"{found[key]:+.1f}" for key in ("difference", "low", "high"))
         print(line.format(name, metric, *shown, change, f"[{low}, {high}]", found["n"]))
     if len(rows) > 1:

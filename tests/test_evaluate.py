@@ -293,11 +293,45 @@ def test_compare_refuses_other_questions_under_the_same_id(folder, rows_dir, tmp
         ({"tasks": ","}, "is empty"),
         ({"mode": "guess"}, "must be loglikelihood or generate"),
         ({"tasks": "reasoning", "mode": "loglikelihood"}, "choices: some rows have none"),
+        ({"limit": -5}, "--limit must be 0 or more, not -5"),
+        ({"max_new_tokens": -1}, "--max_new_tokens must be 0 or more"),
+        ({"batch_tokens": 0}, "--batch_tokens must be above 0"),
+        ({"slots": 0}, "--slots must be above 0"),
     ],
 )
 def test_what_cannot_be_run_says_why(folder, rows_dir, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         run(folder, rows_dir, tmp_path, **change)
+
+
+def test_a_choice_beyond_the_context_is_named_by_file_and_row(simple, tmp_path):
+    row = arc_rows(1)[0] | {"id": "r7", "choices": ["good", "bad " * 300], "answer": "good"}
+    write_rows(tmp_path / "arc.jsonl", [row])
+    message = (
+        r"arc.jsonl: row r7: choices: a choice of \d+ tokens exceeds the model's context of 256"
+    )
+    with pytest.raises(UserError, match=message):
+        run(simple, tmp_path, tmp_path, tasks="arc")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda r: r["tasks"]["fpb"].pop("asked"), "tasks: fpb: asked: missing"),
+        (lambda r: r["tasks"].update(fpb=3), "tasks: fpb: asked: missing"),
+        (lambda r: r.pop("tasks"), "tasks: missing"),
+        (lambda r: r.pop("init_from"), "init_from: missing"),
+        (lambda r: r.update(tasks={"xyz": r["tasks"]["fpb"]}), "no task in common"),
+    ],
+)
+def test_a_result_that_is_none_is_named(simple, rows_dir, tmp_path, change, message):
+    run(simple, rows_dir, tmp_path, tasks="fpb", limit=4)
+    path = tmp_path / "results.json"
+    result = json.loads(path.read_text())
+    change(result)
+    path.write_text(json.dumps(result))
+    with pytest.raises(UserError, match=message):
+        results.compare(tmp_path, tmp_path)
 
 
 def test_a_task_without_data_is_named_and_the_others_run(folder, rows_dir, tmp_path, capsys):

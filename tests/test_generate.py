@@ -106,6 +106,24 @@ def test_neither_slots_nor_order_change_a_sample(model, tokenizer, prompts):
     assert sample(prompts[::-1], seeds[::-1], 4)[::-1] == reference
 
 
+def test_a_bound_on_the_cache_changes_no_sample(model, tokenizer, prompts, monkeypatch):
+    sizes, cache = [], module.KVCache
+
+    def made(config, slots, max_len, *rest):
+        sizes.append((slots, slots * max_len))
+        return cache(config, slots, max_len, *rest)
+
+    monkeypatch.setattr(module, "KVCache", made)
+    want = generate(model, prompts, tokenizer.stop_ids, 20, 1.0, n=2)
+    monkeypatch.setattr(module, "CACHE_TOKENS", sizes[0][1] // 5)
+    assert texts(generate(model, prompts, tokenizer.stop_ids, 20, 1.0, n=2)) == texts(want)
+    assert sizes[0][0] == 25 and sizes[1] == (5, sizes[0][1] // 5)
+    monkeypatch.setattr(module, "CACHE_TOKENS", 1)  # less than one sequence: one after the other
+    assert texts(generate(model, prompts[:2], tokenizer.stop_ids, 20, 1.0)) == [
+        samples[:1] for samples in texts(want[:2])
+    ]
+
+
 def test_another_seed_is_another_sample_and_n_only_adds_samples(model, tokenizer, prompts):
     def sample(n, seed):
         return texts(generate(model, prompts[:1], tokenizer.stop_ids, 30, 1.0, n=n, seeds=[seed]))[
@@ -215,8 +233,8 @@ def test_the_answer_ends_where_the_context_ends(model):
 @pytest.mark.parametrize(
     "prompt, changes, message",
     [
-        ([5] * 256, {}, "prompt 0: 256 tokens, but the model's context is 256"),
-        ([], {}, "prompt 0: 0 tokens"),
+        ([5] * 256, {}, "the prompt has 256 tokens, but the model's context is 256"),
+        ([], {}, "the prompt has 0 tokens"),
         ([5], {"temperature": -1.0}, "temperature -1.0"),
         ([5], {"temperature": float("nan")}, "temperature nan"),
         ([5], {"top_p": 0.0}, "top_p 0.0"),
@@ -252,7 +270,8 @@ def test_command_line_prints_the_answer(path, model, tokenizer, capsys):
 def test_chat_remembers_the_turns_and_ends_at_end_of_file(
     path, model, tokenizer, monkeypatch, capsys
 ):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("the bond\n\ngood year\n" + "cost " * 300 + "\n"))
+    typed = b"the bond\n\ncaf\xe9\ngood year\n" + b"cost " * 300 + b"\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
     main(Config(init_from=str(path), chat=True, max_new_tokens=8, device="cpu"))
     out, err = capsys.readouterr()
     messages, answers = [], []
@@ -261,5 +280,6 @@ def test_chat_remembers_the_turns_and_ends_at_end_of_file(
         ids = generate(model, [tokenizer.prompt(messages)], tokenizer.stop_ids, 8)[0][0].ids
         answers.append(tokenizer.decode(ids))
         messages.append({"role": "assistant", "content": answers[-1]})
-    assert out == f"> {answers[0]}\n> > {answers[1]}\n> > \n"
+    assert out == f"> {answers[0]}\n> > > {answers[1]}\n> > \n"
+    assert "error: the text is not valid UTF-8" in err
     assert "the model's context is 256" in err  # the last message is too long: said, not fatal
