@@ -221,15 +221,22 @@ def test_a_longer_reply_does_not_win_by_its_length_when_lengths_are_normalised(d
         assert shown[:2].tolist() == pytest.approx(want, abs=1e-3)
 
 
-def test_pairs_that_are_too_long_or_broken_stop_with_file_and_line(data, tmp_path):
+def test_pairs_that_are_broken_stop_the_run_and_useless_ones_are_counted(data, tmp_path, capsys):
     rows = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
+
+    def changed(**change):
+        return write_rows(tmp_path / "pairs.jsonl", [*rows[:2], rows[2] | change, *rows[3:]])
+
     for change, complaint in (
         ({"chosen": ""}, ":3: chosen: is empty"),
-        ({"chosen": rows[2]["rejected"]}, ":3: chosen and rejected are the same tokens"),
         ({"prompt": None}, ":3: prompt: must be a string or a list"),
     ):
-        file = write_rows(tmp_path / "pairs.jsonl", [*rows[:2], rows[2] | change, *rows[3:]])
         with pytest.raises(UserError, match=complaint):
-            run("dpo", data, tmp_path / "out", pairs=file)
+            run("dpo", data, tmp_path / "out", pairs=changed(**change))
     with pytest.raises(UserError, match="50 of 50 rows cannot be used"):
         run("dpo", data, tmp_path / "out", max_length=5)
+    capsys.readouterr()
+    run("dpo", data, tmp_path / "out", pairs=changed(chosen=rows[2]["rejected"]), epochs=0.1)
+    said = capsys.readouterr().out
+    assert "50 rows = 49 used + 1 skipped [1 with chosen and rejected of the same" in said
+    assert f"{tmp_path}/pairs.jsonl:3]" in said
