@@ -29,9 +29,8 @@ def read_result(folder):
     result = read_json(path)
     check_fields(result, {"init_from": str, "tasks": dict}, path)
     for name, entry in result["tasks"].items():
-        check_fields(
-            entry if isinstance(entry, dict) else {}, {"asked": dict}, f"{path}: tasks: {name}"
-        )
+        entry = entry if isinstance(entry, dict) else {}
+        check_fields(entry, {"asked": dict}, f"{path}: tasks: {name}")
     return result
 
 

@@ -143,7 +143,7 @@ def test_a_long_context_is_cut_from_the_left_per_choice():
         assert family[0].input_ids.tolist() == (context + choice)[-11:-1]
         assert family[0].labels[-len(choice) :].tolist() == choice
         assert (family[0].labels[: -len(choice)] == -100).all()
-    with pytest.raises(UserError, match="exceeds 2 positions"):
+    with pytest.raises(UserError, match="exceeds the model's context of 2"):
         evaluate.choice_families(context, choices, 2)
 
 
