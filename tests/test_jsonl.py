@@ -158,3 +158,13 @@ def test_roles_alternate_with_the_system_first_and_the_asked_for_end():
     ]:
         with pytest.raises(UserError, match="^f:1: " + reason):
             check_messages(messages, "f:1", "assistant")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.jsonl"
+    jsonl.write_jsonl(path, [{"a": "é"}, {"a": 2}])
+    assert [row for _, row in jsonl.read_jsonl(path, {})] == [{"a": "é"}, {"a": 2}]
+    with pytest.raises(TypeError):
+        jsonl.write_jsonl(path, [{"a": 3}, {"a": object()}])
+    assert path.read_text(encoding="utf-8") == '{"a": "é"}\n{"a": 2}\n'
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
