@@ -88,14 +88,16 @@ class LlamaConfig:
         if not isinstance(rope_values, dict):
             raise UserError(f"{where}: rope_scaling: must be an object, is {rope_values!r}")
         rope_values = dict(rope_values)
-        values["rope_theta"] = float(
-            rope_values.pop("rope_theta", values.get("rope_theta", 10_000.0))
-        )
+        values["rope_theta"] = rope_values.pop("rope_theta", values.get("rope_theta", 10_000.0))
+        if not is_number(values["rope_theta"]):
+            raise UserError(f"{where}: rope_theta: must be a number, is {values['rope_theta']!r}")
         kind = rope_values.setdefault("rope_type", rope_values.pop("type", "default"))
         if kind not in ("default", "llama3"):
             raise UserError(
                 f"{where}: rope_type: {kind!r} is not supported, only default and llama3"
             )
+        if {**raw, **rope_values}.get("partial_rotary_factor", 1.0) != 1.0:
+            raise UserError(f"{where}: partial_rotary_factor: only 1.0 is supported")
         for key in LLAMA3_ROPE if kind == "llama3" else ():
             if not is_number(rope_values.get(key)):
                 raise UserError(f"{where}: rope_scaling: llama3 needs {key} as a number")
@@ -109,7 +111,7 @@ def inv_freq(config, device=None):
     `factor`, short ones are kept, and between the two it goes over smoothly.
     """
     pair = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
-    freq = config.rope_theta ** -(pair / config.head_dim)
+    freq = 1.0 / config.rope_theta ** (pair / config.head_dim)  # in this order: HF's bits
     scaling = config.rope_scaling
     if scaling["rope_type"] == "default":
         return freq

@@ -7,6 +7,7 @@ from tiny import tiny_config, write_checkpoint
 from torch.nn import functional as F
 from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from checkpoint import save_pretrained
 from config import UserError
@@ -125,9 +126,8 @@ def test_logits_agree_at_positions_beyond_8192(tmp_path):
 def test_llama3_scaling_keeps_short_waves_and_stretches_long_ones():
     """Against the published rule, one frequency at a time."""
     scaling = {"rope_type": "llama3", **LLAMA3, "original_max_position_embeddings": 8192}
-    config = LlamaConfig.from_dict(
-        tiny_config(rope_scaling=scaling, rope_theta=500_000.0, head_dim=128)
-    )
+    raw = tiny_config(rope_scaling=scaling, rope_theta=500_000.0, head_dim=128)
+    config = LlamaConfig.from_dict(raw)
     for i, got in enumerate(inv_freq(config).tolist()):
         freq = 500_000.0 ** (-2 * i / 128)
         wave = 2 * math.pi / freq
@@ -138,6 +138,8 @@ def test_llama3_scaling_keeps_short_waves_and_stretches_long_ones():
         elif wave > 8192 / 1.0:
             want = freq / 8.0
         assert got == pytest.approx(want, rel=1e-5)
+    theirs = ROPE_INIT_FUNCTIONS["llama3"](TheirConfig(**raw), "cpu")[0]
+    assert torch.equal(inv_freq(config), theirs)  # to the bit: at position 60,000 an ulp shows
 
 
 # ---- packed rows, families -----------------------------------------------------------------------
@@ -320,7 +322,10 @@ def test_a_full_cache_and_a_cache_with_labels_are_refused(model):
         ("rope_scaling", {"rope_scaling": "llama3"}),
         ("rope_theta", {"rope_theta": "big"}),
         ("rope_theta", {"rope_theta": 0}),
+        ("rope_theta", {"rope_parameters": {"rope_type": "default", "rope_theta": "big"}}),
         ("rms_norm_eps", {"rms_norm_eps": "small"}),
+        ("partial_rotary_factor", {"partial_rotary_factor": 0.5}),
+        ("partial_rotary_factor", {"rope_parameters": {"partial_rotary_factor": 0.5}}),
         ("num_key_value_heads", {"num_key_value_heads": 0}),
         ("num_key_value_heads", {"num_key_value_heads": -2}),
         ("num_key_value_heads", {"num_key_value_heads": "2"}),
