@@ -5,7 +5,8 @@
         lr: float = 5e-6  # peak learning rate
 
 gives `--lr 1e-5`; the comment is its --help. Later wins: defaults < `--config run.json` < flags.
-Every run directory holds the resolved settings: `--config out/x/run.json` repeats a run.
+Every run directory holds the resolved run.json: `--config out/x/run.json --out_dir out/y` repeats
+a run.
 """
 
 import dataclasses

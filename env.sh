@@ -15,7 +15,7 @@ find_python() {
 
 make_env() {
   local python stamp wanted
-  stamp=.venv/installed
+  stamp=.venv/installed-$(echo "$*" | cksum | cut -d' ' -f1) # one for each set of packages
   wanted="$* $(cat requirements*.txt)"
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     python=$(find_python)

@@ -1,5 +1,5 @@
 """What a run leaves to look at: metrics.jsonl (a line per step), metrics.png, and a description of
-itself: run.json (`--config out/x/run.json` repeats it), environment.json, a copy of the script.
+itself: run.json (the settings, for --config), environment.json, a copy of the script.
 """
 
 import dataclasses

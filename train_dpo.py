@@ -43,7 +43,7 @@ class Config:
         "tokens"  # mean over the step's chosen tokens (TRL), or over sequence means (RPO)
     )
     length_norm: bool = False  # mean instead of summed log-probs per reply; wants a larger beta
-    max_length: int = 256  # tokens of a packed row; longer pairs are skipped and counted
+    max_length: int = 256  # tokens of a row; prompt + chosen + rejected must fit, else skipped
     batch_tokens: int = 2048  # tokens per step, over all ranks and micro-batches
     micro_batch_tokens: int = 2048  # tokens per rank in one forward: as many as fit
     epochs: float = 1.0  # passes over the pairs
