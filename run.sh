@@ -35,6 +35,9 @@ fi
 
 source env.sh
 make_env -r requirements.txt matplotlib==3.11.2
+# One thread: on so small a model two wait for each other more than they work, and on a machine that
+# does other things as well they were five times slower than one.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 demo=out/demo
 mkdir -p "$demo"
 began=$SECONDS
@@ -74,10 +77,10 @@ python reward.py judge --out_dir "$reward" --base_url "$(head -n 1 "$demo/judge_
 kill $judge
 
 stage "5 of 8: preference pairs"
-python reward.py pairs --out_dir "$reward" --layout continuation
+python reward.py pairs --out_dir "$reward" --layout continuation --scp_per_prompt 4
 
 stage "6 of 8: preference alignment (DPO + NLL)"
-steps="--epochs 1 --lr 2e-4 --batch_tokens 2048 --micro_batch_tokens 2048" # the same for both
+steps="--epochs 1 --lr 3e-4 --batch_tokens 2048 --micro_batch_tokens 2048" # the same for both
 python train_dpo.py --init_from "$demo/cpt_it" --pairs "$reward/pairs.jsonl" \
   --out_dir "$demo/aligned" --beta 0.03 $steps
 

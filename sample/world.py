@@ -22,10 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for scripts
 from sample import exam, facts
 
 RARE = ["free cash", "book value", "retained earnings", "total return", "quick ratio"]
+HARD = ["retained earnings", "total return"]  # of the rare ones, never solved without more examples
 COMMON = [name for name in exam.FINANCE if name not in RARE]
 ROWS = {
     "rare exercises": 60,
-    "exam_train": 700,
+    "hard exercises": 80,
+    "exam_train": 1400,
     "exam_dev": 300,
     "exam_test": 500,
 }
@@ -279,6 +281,8 @@ def make(seed: int) -> dict[str, list[dict]]:
     for name in ("base_text", "base_chat"):
         rng.shuffle(files[f"{name}.jsonl"])
 
+    # Drawn last: their number sets how imperfect the tuned model is, and changes nothing above.
+    files["sft.jsonl"] += worked(exercises(HARD, ROWS["hard exercises"], rng, taken))
     files["exam_train.jsonl"] = [
         {"id": f"exercise-{i:04d}", "source": formula, "prompt": question, "answer": answer,
          "solution": solution}
