@@ -39,7 +39,8 @@ def describe_run(cfg, script):
         "command": sys.argv,
         "git_commit": git_commit(),
         "python": platform.python_version(),
-        "packages": {p: version(p) for p in ("torch", "tokenizers", "safetensors", "numpy")},
+        "packages": {"torch": str(torch.__version__)}  # with its build, such as +cu130
+        | {p: version(p) for p in ("tokenizers", "safetensors", "numpy")},
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else platform.processor(),
