@@ -77,10 +77,10 @@ python reward.py judge --out_dir "$reward" --base_url "$(head -n 1 "$demo/judge_
 kill $judge
 
 stage "5 of 8: preference pairs"
-python reward.py pairs --out_dir "$reward" --layout continuation --scp_per_prompt 4
+python reward.py pairs --out_dir "$reward"
 
 stage "6 of 8: preference alignment (DPO + NLL)"
-steps="--epochs 1 --lr 3e-4 --batch_tokens 2048 --micro_batch_tokens 2048" # the same for both
+steps="--epochs 1 --lr 1.5e-4 --batch_tokens 2048 --micro_batch_tokens 2048" # the same for both
 python train_dpo.py --init_from "$demo/cpt_it" --pairs "$reward/pairs.jsonl" \
   --out_dir "$demo/aligned" --beta 0.03 $steps
 

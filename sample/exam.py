@@ -35,15 +35,24 @@ FINANCE = {
     "quick ratio": "quick assets = assets - inventory; quick ratio = quick assets / liabilities",
     "contribution": "unit margin = price - cost; contribution = unit margin * volume",
 }
+# What people get wrong who do not know these formulas well.
+MISTAKES = {
+    "free cash": "operating cash = earnings + depreciation; free cash = operating cash + capex",
+    "book value": "net assets = assets + liabilities; book value = net assets / shares",
+    "retained earnings": "payout = dividend + shares; retained earnings = income - payout",
+    "total return": "capital gain = proceeds - outlay; total return = capital gain - dividend",
+    "quick ratio": "quick assets = assets + inventory; quick ratio = quick assets / liabilities",
+}
+FORMULAS = {**GENERAL, **FINANCE}
 WORDS = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 QUESTION = re.compile(r"(?:A firm reports|We have): (.+)\. What is the (.+)\?")
 LARGEST = 60  # every number is one token; a larger table takes a tiny model longer to learn
 
 
-def formula(name: str) -> list[tuple[str, str, str, str]]:
+def parse(formula: str) -> list[tuple[str, str, str, str]]:
     """The steps of a formula: (result, left input, operator, right input)."""
     steps = []
-    for step in {**GENERAL, **FINANCE}[name].split("; "):
+    for step in formula.split("; "):
         result, _, expression = step.partition(" = ")
         left, operator, right = re.fullmatch(r"(.+) ([-+*/]) (.+)", expression).groups()
         steps.append((result, left, operator, right))
@@ -52,7 +61,7 @@ def formula(name: str) -> list[tuple[str, str, str, str]]:
 
 def inputs(name: str) -> list[str]:
     """The three figures a formula needs."""
-    (first, a, _, b), (_, c, _, d) = formula(name)
+    (first, a, _, b), (_, c, _, d) = parse(FORMULAS[name])
     return [a, b, d if c == first else c]
 
 
@@ -65,13 +74,13 @@ def calculate(left: int, operator: str, right: int) -> int | None:
     return value if 1 <= value <= LARGEST else None
 
 
-def work_out(name: str, figures: dict[str, int], slip: int = 0) -> tuple[list[str], int] | None:
+def work_out(formula: str, figures: dict[str, int], slip: int = 0) -> tuple[list[str], int] | None:
     """The written steps and the result, or None where a number leaves the range of the world.
 
     `slip` is added to the result of step 1: a wrong solution that is consistent from there on.
     """
     known, steps = dict(figures), []
-    for i, (result, left, operator, right) in enumerate(formula(name), start=1):
+    for i, (result, left, operator, right) in enumerate(parse(formula), start=1):
         value = calculate(known[left], operator, known[right])
         if value is not None and i == 1:
             value += slip
@@ -80,7 +89,7 @@ def work_out(name: str, figures: dict[str, int], slip: int = 0) -> tuple[list[st
         sides = f"{left} {operator} {right} = {known[left]} {operator} {known[right]}"
         steps.append(f"Step {i}: {result} = {sides} = {value}.")
         known[result] = value
-    return steps, known[name]
+    return steps, value
 
 
 def exercise(name: str, rng: Random) -> tuple[str, str, str]:
@@ -90,7 +99,7 @@ def exercise(name: str, rng: Random) -> tuple[str, str, str]:
     others = sorted({figure for f in family for figure in inputs(f)} - set(needed))
     while True:
         figures = {figure: draw(rng) for figure in [*needed, rng.choice(others)]}
-        if (worked := work_out(name, figures)) is not None:
+        if (worked := work_out(FORMULAS[name], figures)) is not None:
             break
     given = rng.sample(list(figures.items()), 4)
     opening = "We have" if name in GENERAL else "A firm reports"
@@ -111,7 +120,7 @@ def solution(steps: list[str], answer: int) -> str:
 def read(question: str) -> tuple[str, dict[str, int]] | None:
     """(formula asked for, figures given) of an exam question, or None if the text is not one."""
     found = QUESTION.search(question)
-    if found is None or found[2] not in {**GENERAL, **FINANCE}:
+    if found is None or found[2] not in FORMULAS:
         return None
     figures = {}
     for item in found[1].split(", "):
@@ -123,8 +132,15 @@ def read(question: str) -> tuple[str, dict[str, int]] | None:
 def solve(question: str, slip: int = 0) -> tuple[list[str], str] | None:
     """(steps, answer) of an exam question, or None if the text is not one or has no answer."""
     asked = read(question)
-    worked = asked and work_out(*asked, slip)
+    worked = asked and work_out(FORMULAS[asked[0]], asked[1], slip)
     return (worked[0], str(worked[1])) if worked else None
+
+
+def mistake(question: str) -> str | None:
+    """The solution with the usual mistake of its formula; None if it does not work out or show."""
+    name, figures = read(question)
+    worked, right = work_out(MISTAKES[name], figures), work_out(FORMULAS[name], figures)
+    return solution(*worked) if worked and worked[1] != right[1] else None
 
 
 def final_answer(text: str) -> str | None:
@@ -152,7 +168,7 @@ def first_error(text: str, steps: list[str], answer: str) -> int:
 
 def definition(name: str, rng: Random) -> str:
     """A textbook paragraph that defines a formula: no worked numbers."""
-    (first, a, op1, b), (_, c, op2, d) = formula(name)
+    (first, a, op1, b), (_, c, op2, d) = parse(FORMULAS[name])
     one, two = f"{a} {WORDS[op1]} {b}", f"{c} {WORDS[op2]} {d}"
     return rng.choice([
         f"The {name} is found in two steps. First, the {first} is {one}. "

@@ -7,8 +7,9 @@
 
 Half of the companies are asked about in the instruction rows, the other half appear in running
 text only: a model answers those if it can use in a conversation what it has merely read. Five of
-the ten finance formulas are rare in the instruction rows; they make the tuned model imperfect,
-which is what preference alignment needs. The same seed gives the same bytes.
+the ten finance formulas are often mixed up, as in what people write: the text defines them rightly,
+but many worked examples of the instruction rows make the usual mistake. So the tuned model is wrong
+in a systematic way, which is what preference alignment is for. The same seed gives the same bytes.
 """
 
 import argparse
@@ -21,15 +22,12 @@ from random import Random
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for scripts
 from sample import exam, facts
 
-RARE = ["free cash", "book value", "retained earnings", "total return", "quick ratio"]
-HARD = ["retained earnings", "total return"]  # of the rare ones, never solved without more examples
-COMMON = [name for name in exam.FINANCE if name not in RARE]
-ROWS = {
-    "rare exercises": 60,
-    "hard exercises": 80,
-    "exam_train": 1400,
-    "exam_dev": 300,
-    "exam_test": 500,
+MIXED_UP = {  # formula -> share of its worked examples that make the usual mistake
+    "free cash": 0.6,
+    "book value": 0.3,
+    "retained earnings": 0.6,
+    "total return": 0.3,
+    "quick ratio": 0.6,
 }
 FORMATS = {  # instruction -> what it makes of an answer, applied in this order
     "Say the answer twice.": "{0} {0}",
@@ -146,6 +144,18 @@ def worked(exercise_list):
     return [chat_row(question, solution) for _, question, solution, _ in exercise_list]
 
 
+def mixed_up(count, rng, taken):
+    """Worked examples of the formulas that are mixed up, with their share of mistakes."""
+    rows, names = [], list(MIXED_UP)
+    while len(rows) < count:
+        name = names[len(rows) % len(names)]
+        ((_, question, solution, _),) = exercises([name], 1, rng, taken)
+        wrong = exam.mistake(question)
+        if wrong is not None:
+            rows.append(chat_row(question, wrong if rng.random() < MIXED_UP[name] else solution))
+    return rows
+
+
 def next_steps(exercise_list, rng):
     """The question SCP asks (arXiv:2501.04961 section 5.3), so that the model knows its form."""
     rows = []
@@ -221,80 +231,81 @@ def definitions(names, count, rng):
 
 def make(seed: int) -> dict[str, list[dict]]:
     """Every file of the world: path below --out -> rows."""
-    rng, taken = Random(seed), set()
-    people, firms = facts.people(seed), facts.companies(seed)
-    asked_people, asked_firms = dict(list(people.items())[:40]), dict(list(firms.items())[:20])
-    firm_names = list(firms)
-    general, finance = list(exam.GENERAL), list(exam.FINANCE)
-
-    # Evaluation first: whatever it asks is barred from training.
-    dev = exercises(finance, ROWS["exam_dev"], rng, taken)
-    test = exercises(finance, ROWS["exam_test"], rng, taken)
-    everyday = exercises(general, 100, rng, taken)
-    sentiment_test = unseen(sentiment_question, firm_names, 200, rng, taken)
-    deal_test = unseen(deal_question, firm_names, 200, rng, taken)
-    files = {
-        "eval/concepts.jsonl": fact_rows("company", firms, rng),
-        "eval/tasks.jsonl": [
-            eval_row("sentiment", q, a, list(VERBS)) for q, a in sentiment_test
-        ] + [eval_row("deal", q, a) for q, a in deal_test],
-        "eval/reasoning.jsonl": exam_rows("exam", test),
-        "eval/reasoning_dev.jsonl": exam_rows("exam-dev", dev),
-        "eval/instruction_following.jsonl": format_rows(asked_people, 400, rng),
-        "eval/general.jsonl": fact_rows("person", people, rng)
-        + [eval_row("everyday", q, solution) for _, q, solution, _ in everyday],
-    }  # fmt: skip
-
-    files["base_text.jsonl"] = (
-        profiles("person", people, 60, rng)
-        + equations(rng)
-        + equations(rng)
-        + definitions(general, 60, rng)
-    )
-    files["base_chat.jsonl"] = (
-        questions("person", asked_people, 4, 0.75, rng)
-        + worked(exercises(general, 3000, rng, taken))
-        + next_steps(exercises(general, 900, rng, taken), rng)
-    )
-
-    text = (
-        profiles("company", firms, 125, rng)
-        + definitions(finance, 180, rng)
-        + news(firm_names, 600, rng)
-        + profiles("person", people, 18, rng)  # replay against forgetting
-        + equations(rng)
-    )
-    chat = (
-        questions("company", asked_firms, 4, 0.25, rng)
-        + [chat_row(*row) for row in unseen(sentiment_question, firm_names, 1600, rng, taken)]
-        + [chat_row(*row) for row in unseen(deal_question, firm_names, 1200, rng, taken)]
-        + worked(exercises(COMMON, 1500, rng, taken))
-        + worked(exercises(RARE, ROWS["rare exercises"], rng, taken))
-        + next_steps(exercises(COMMON, 300, rng, taken), rng)
-        + questions("person", asked_people, 2, 0.75, rng)  # replay
-        + worked(exercises(general, 600, rng, taken))
-    )
-    for name, rows, held_out in (("cpt", text, 200), ("sft", chat, 200)):
-        rng.shuffle(rows)
-        files[f"{name}_heldout.jsonl"] = rows[:held_out]
-        files[f"{name}.jsonl"] = rows[held_out:]
-    for name in ("base_text", "base_chat"):
-        rng.shuffle(files[f"{name}.jsonl"])
-
-    # Drawn last: their number sets how imperfect the tuned model is, and changes nothing above.
-    files["sft.jsonl"] += worked(exercises(HARD, ROWS["hard exercises"], rng, taken))
-    files["exam_train.jsonl"] = [
-        {"id": f"exercise-{i:04d}", "source": formula, "prompt": question, "answer": answer,
-         "solution": solution}
-        for i, (formula, question, solution, answer) in enumerate(
-            exercises(finance, ROWS["exam_train"], rng, taken)
-        )
-    ]  # fmt: skip
-    files["pairs.jsonl"] = slips(exercises(general, 600, rng, taken), rng)
+    people, firms, taken = facts.people(seed), facts.companies(seed), set()
+    # Two sources of randomness: the base need not be trained again after a change of finance.
+    files = general_files(people, Random(f"general {seed}"), taken)
+    files |= finance_files(people, firms, Random(f"finance {seed}"), taken)
     for path, rows in files.items():
         if path.startswith("eval/"):
             for i, row in enumerate(rows):
                 row["id"] = f"{row['id']}-{i:04d}"
+    return files
+
+
+def general_files(people, rng, taken):
+    """What the base is trained on, and what must not be lost: path -> rows."""
+    asked, names = dict(list(people.items())[:40]), list(exam.GENERAL)
+    everyday = exercises(names, 100, rng, taken)  # tests first: what they ask is never trained on
+    files = {
+        "eval/general.jsonl": fact_rows("person", people, rng)
+        + [eval_row("everyday", q, solution) for _, q, solution, _ in everyday],
+        "eval/instruction_following.jsonl": format_rows(asked, 400, rng),
+        "base_text.jsonl": profiles("person", people, 60, rng)
+        + equations(rng)
+        + equations(rng)
+        + definitions(names, 60, rng),
+        "base_chat.jsonl": questions("person", asked, 4, 0.75, rng)
+        + worked(exercises(names, 3000, rng, taken))
+        + next_steps(exercises(names, 900, rng, taken), rng),
+        "pairs.jsonl": slips(exercises(names, 600, rng, taken), rng),
+    }
+    for name in ("base_text", "base_chat"):
+        rng.shuffle(files[f"{name}.jsonl"])
+    return files
+
+
+def finance_files(people, firms, rng, taken):
+    """What the demo trains on and is examined in: path -> rows."""
+    asked, names = dict(list(firms.items())[:20]), list(firms)
+    known, formulas = dict(list(people.items())[:40]), list(exam.FINANCE)
+    sound = [name for name in formulas if name not in MIXED_UP]
+    files = {  # tests first: what they ask is never trained on
+        "eval/concepts.jsonl": fact_rows("company", firms, rng),
+        "eval/reasoning.jsonl": exam_rows("exam", exercises(formulas, 500, rng, taken)),
+        "eval/reasoning_dev.jsonl": exam_rows("dev", exercises(formulas, 300, rng, taken)),
+    }
+    sentiment = unseen(sentiment_question, names, 1500, rng, taken)
+    deals = unseen(deal_question, names, 1800, rng, taken)
+    files["eval/tasks.jsonl"] = [
+        eval_row("sentiment", question, answer, VERBS) for question, answer in sentiment[:200]
+    ] + [eval_row("deal", question, answer) for question, answer in deals[:200]]
+
+    text = (
+        profiles("company", firms, 125, rng)
+        + definitions(formulas, 180, rng)
+        + news(names, 600, rng)
+        + profiles("person", people, 18, rng)  # from here on replay, against forgetting
+        + equations(rng)
+    )
+    chat = (
+        questions("company", asked, 4, 0.25, rng)
+        + [chat_row(*row) for row in sentiment[200:] + deals[200:]]
+        + worked(exercises(sound, 1000, rng, taken))
+        + mixed_up(1000, rng, taken)
+        + next_steps(exercises(sound, 300, rng, taken), rng)
+        + questions("person", known, 2, 0.75, rng)  # replay
+        + worked(exercises([*exam.GENERAL], 600, rng, taken))
+    )
+    for name, rows in (("cpt", text), ("sft", chat)):
+        rng.shuffle(rows)
+        files[f"{name}_heldout.jsonl"], files[f"{name}.jsonl"] = rows[:200], rows[200:]
+    files["exam_train.jsonl"] = [
+        {"id": f"exercise-{i:04d}", "source": name, "prompt": question, "answer": answer,
+         "solution": solution}
+        for i, (name, question, solution, answer) in enumerate(
+            exercises(formulas, 700, rng, taken)
+        )
+    ]  # fmt: skip
     return files
 
 

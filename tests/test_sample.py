@@ -5,6 +5,7 @@ import re
 import threading
 import urllib.error
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from random import Random
 
@@ -72,6 +73,25 @@ def test_no_exam_or_task_question_is_trained_on(path):
 
 def questions_of_chats(path):
     return [] if path.stem in ("base_text", "cpt") else questions(path)
+
+
+def test_only_instruction_rows_of_mixed_up_formulas_make_mistakes():
+    wrong, asked = Counter(), Counter()
+    for row in rows(DATA / "sft.jsonl"):
+        question, answer = (turn["content"] for turn in row["messages"])
+        if exam.read(question) and "next step" not in question:
+            name = exam.read(question)[0]
+            asked[name] += 1
+            if answer != exam.solution(*exam.solve(question)):
+                assert answer == exam.mistake(question)
+                wrong[name] += 1
+    assert set(wrong) == set(world.MIXED_UP) == set(exam.MISTAKES)
+    for name, share in world.MIXED_UP.items():
+        assert abs(wrong[name] / asked[name] - share) < 0.1
+    for name in ("exam_train", "eval/reasoning", "eval/reasoning_dev"):
+        for row in rows(DATA / f"{name}.jsonl"):
+            question = row.get("prompt") or row["query"]
+            assert row["solution"] == exam.solution(*exam.solve(question))
 
 
 def test_development_and_test_exam_share_no_question():
