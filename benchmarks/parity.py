@@ -52,14 +52,15 @@ def main(cfg):
 
     prompts = [tokenizer.prompt(f"What is {x}?") for x in ("a bond", "inflation", "revenue", "2+2")]
     replies = generate(ours, prompts, tokenizer.stop_ids, max_new_tokens=cfg.greedy)
-    equal = 0
+    equal = tokens = 0
     for ids, reply in zip(prompts, replies, strict=True):
         stop = sorted(tokenizer.stop_ids)
         full = theirs.generate(
             torch.tensor([ids]), do_sample=False, max_new_tokens=cfg.greedy, eos_token_id=stop
         )[0, len(ids) :].tolist()
+        tokens += len(reply[0].ids)
         equal += reply[0].ids == [t for t in full if t not in tokenizer.stop_ids]
-    print(f"{equal} of {len(prompts)} greedy replies of up to {cfg.greedy} tokens are equal")
+    print(f"{equal} of {len(prompts)} greedy replies are equal, {tokens} tokens in all")
     if gap > cfg.tolerance or agree < 1 or equal < len(prompts):
         raise UserError("the two implementations differ")
 
