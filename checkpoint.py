@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from config import UserError, read_json
+from kernels.adamw import join, split
+from parallel import local
 
 SHARD_BYTES = 4 * 2**30  # a file of weights is closed when it would grow beyond this
 INDEX = "model.safetensors.index.json"
@@ -114,23 +116,31 @@ def load_weights(model, path):
 
 
 def copy_rows(p, source):
-    """p <- source, a tensor or safetensors slice of p's global shape.
+    """p <- source, a tensor or safetensors slice of p's global shape; bf16 in training is exact,
+    as p.low takes what does not fit into p.
 
     FSDP shards by rows: of n rows rank r holds ceil(n / ranks), from r * ceil(n / ranks) on.
     """
+    begin = 0
     if isinstance(p, DTensor):
-        local, mesh = p.to_local(), p.device_mesh
-        begin = min(mesh.get_local_rank() * -(-p.shape[0] // mesh.size()), p.shape[0])
-        if len(local):
-            local.copy_(source[begin : begin + len(local)])
-    else:
-        p.copy_(source[:])
+        begin = p.device_mesh.get_local_rank() * -(-p.shape[0] // p.device_mesh.size())
+    rows = len(local(p))
+    if rows and hasattr(p, "low"):
+        weight, low = split(source[begin : begin + rows].to(p.device, torch.float32))
+        local(p).copy_(weight)
+        local(p.low).copy_(low)
+    elif rows:
+        local(p).copy_(source[begin : begin + rows])
 
 
 def whole(tensor):
-    """The full tensor on the CPU. Every rank must call it: the shards are gathered."""
-    tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
+    """The full tensor on the CPU, in place of a bf16 parameter in training its fp32 master. Every
+    rank must call it: the shards are gathered."""
+    full = tensor.detach()
+    if hasattr(tensor, "low"):
+        full = full.float()  # for its shape and sharding
+        local(full).copy_(join(local(tensor.detach()), local(tensor.low)))
+    return (full.full_tensor() if isinstance(full, DTensor) else full).cpu().contiguous()
 
 
 def write_tensors(folder, stem, tensors, dtype=None):
@@ -140,7 +150,8 @@ def write_tensors(folder, stem, tensors, dtype=None):
     """
     shard, size, shards = {}, 0, []
     for name, tensor in tensors:
-        full = whole(tensor).to(dtype or tensor.dtype)
+        full = whole(tensor)
+        full = full.to(dtype or full.dtype)
         if not is_main():
             continue
         if shard and size + full.nbytes > SHARD_BYTES:

@@ -11,6 +11,7 @@ cu_seqlens says where each begins. Shapes in comments:
     H query heads         K key-value heads             Dh head dimension
 """
 
+import functools
 import math
 from dataclasses import dataclass, field, fields
 
@@ -21,6 +22,7 @@ import checkpoint
 from config import UserError
 from kernels.attention import attention, cached_attention, make_layout
 from kernels.cross_entropy import linear_logprobs
+from kernels.linear import linears
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope
 from kernels.swiglu import swiglu
@@ -130,6 +132,11 @@ class RMSNorm(nn.Module):
     def forward(self, x):
         return rms_norm(x, self.weight, self.eps)
 
+    def then(self, x, *projections):
+        """Each projection of the norm of x; the norm itself is not kept for the backward pass."""
+        norm = functools.partial(rms_norm, eps=self.eps)
+        return linears(norm, (x, self.weight), [p.weight for p in projections])
+
 
 class KVCache:
     """Keys and values already computed, for `slots` sequences of up to max_len tokens."""
@@ -177,11 +184,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, config.num_key_value_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * head_dim, width, bias=False)
 
-    def forward(self, x, cos, sin, layout, cache):
-        """x (N, D), cos, sin (N, Dh/2), layout None = read the cache -> (N, D)."""
+    def forward(self, x, norm, cos, sin, layout, cache):
+        """x (N, D) before its norm, cos, sin (N, Dh/2), layout None = read the cache -> (N, D)."""
         q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_dim))  # (N, H, Dh), (N, K, Dh), (N, K, Dh)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            y.unflatten(-1, (-1, self.head_dim))  # (N, H, Dh), (N, K, Dh), (N, K, Dh)
+            for y in norm.then(x, self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rope(q, k, cos, sin)
         if cache is not None:
@@ -197,8 +204,10 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x):
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+    def forward(self, x, norm):
+        """x (N, D) before its norm -> (N, D)."""
+        gate, up = norm.then(x, self.gate_proj, self.up_proj)  # (N, F) each
+        return linears(swiglu, (gate, up), [self.down_proj.weight])[0]
 
 
 class Block(nn.Module):
@@ -210,8 +219,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x, cos, sin, layout, cache):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, layout, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.self_attn(x, self.input_layernorm, cos, sin, layout, cache)
+        return x + self.mlp(x, self.post_attention_layernorm)
 
 
 class Llama(nn.Module):
@@ -249,7 +258,15 @@ class Llama(nn.Module):
         return model
 
     def forward(
-        self, input_ids, position_ids, cu_seqlens, labels=None, parent=None, cache=None, slots=None
+        self,
+        input_ids,
+        position_ids,
+        cu_seqlens,
+        labels=None,
+        parent=None,
+        cache=None,
+        slots=None,
+        common_gradient=False,
     ):
         """One packed row through the model.
 
@@ -257,6 +274,7 @@ class Llama(nn.Module):
         labels (N,) ALREADY SHIFTED: labels[n] is the token after input_ids[n] in its document, -100
         where nothing is to be scored. With labels the result is the log-prob of each label, (N,) in
         fp32 or wider, 0 where ignored; without, the logits (N, V).
+        common_gradient: the loss will be a scaled sum of these log-probs; the head is then cheaper.
         parent (B,): document b goes on where document parent[b] ends and sees all of it; -1 = none.
         A child stands behind its parent with only siblings between, and its positions go on.
         cache, slots (B,): document b continues sequence slots[b] of a KVCache, None = sequence b.
@@ -291,7 +309,7 @@ class Llama(nn.Module):
             x = x[cu_seqlens[1:].long() - 1]  # (B, D): only the last token of each asks a question
         x = self.model.norm(x)
         if labels is not None:
-            return linear_logprobs(x, self.lm_head.weight, labels)
+            return linear_logprobs(x, self.lm_head.weight, labels, common_gradient)
         return self.lm_head(x)
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from config import UserError
@@ -59,6 +60,11 @@ def sum_over_ranks(tensor):
     return total
 
 
+def local(tensor):
+    """This rank's rows of a sharded tensor, without a copy; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def on_rank0(function, *args):
     """function(*args) on rank 0; its result, or its UserError, on every rank.
 
@@ -87,7 +93,7 @@ def check_same(value, what):
 
 
 def auto_dtype(name, device):
-    """torch dtype of the forward pass: "auto" is bfloat16 on a GPU, float32 on a CPU."""
+    """torch dtype of weights and forward pass: "auto" is bfloat16 on a GPU, float32 on a CPU."""
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
     if name not in DTYPES:
@@ -98,16 +104,23 @@ def auto_dtype(name, device):
 def shard(model, device, dtype="auto", recompute=False):
     """Spread a model built on the meta device over the ranks; weights are allocated, not filled.
 
-    Master weights stay fp32; the forward and backward compute in `dtype`, gradients are reduced in
-    fp32. At a learning rate of 5e-7 a bf16 master would round most updates to nothing.
+    Weights, activations and gradients are in `dtype`; what is updated is an fp32 master always, as
+    at a learning rate of 5e-7 bf16 would round most updates to nothing. In bf16 each parameter p is
+    the rounded master and p.low the other half of its bits (kernels/adamw.py). Bytes a parameter:
+
+        dtype      weight   p.low   gradient   Adam moments
+        bfloat16      2       2         2         4 + 4        14
+        float32       4       -         4         4 + 4        16
+
     recompute: keep only each block's input for the backward pass, about 25% slower.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy(
-        param_dtype=auto_dtype(dtype, device),
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=False,  # cos and sin stay fp32: bf16 blurs positions past 256
-    )
+    dtype = auto_dtype(dtype, device)
+    model.to(dtype)
+    # Gradients are added up in fp32 over ranks and micro-batches, and only their sum is rounded to
+    # dtype: what is not reduced yet, FSDP keeps in reduce_dtype. So a step of several micro-batches
+    # takes 4 more bytes a parameter, of all parameters on every rank.
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     for block in model.model.layers:
         if recompute:
             block.forward = functools.partial(recomputed, block.forward, use_reentrant=False)
@@ -117,6 +130,9 @@ def shard(model, device, dtype="auto", recompute=False):
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     model.to_empty(device=device)
     model.tie_weights()
+    if dtype == torch.bfloat16:
+        for p in model.parameters():
+            p.low = torch.zeros_like(p, dtype=torch.int16, requires_grad=False)
     return model
 
 

@@ -148,12 +148,8 @@ def load(out_dir, model, optimizer, run):
     folder, manifest = on_rank0(newest_of_run, out_dir, run)
     if not folder:
         return 0
-    for p in model.parameters():
-        optimizer.state[p] = {
-            "step": torch.tensor(float(manifest["step"]), device=p.device),
-            "exp_avg": torch.zeros_like(p),
-            "exp_avg_sq": torch.zeros_like(p),
-        }
+    for group in optimizer.param_groups:
+        group["step"] = manifest["step"]
     tensors = dict(optimizer_state(model, optimizer))
     for file in sorted(manifest["files"]):
         with safe_open(folder / file, framework="pt") as f:

@@ -59,7 +59,8 @@ class Config:
 
 def token_losses(model, batch):
     """-log p of every label, (N,); 0 where it is ignored."""
-    return -model(batch.input_ids, batch.position_ids, batch.cu_seqlens, labels=batch.labels)
+    row = (batch.input_ids, batch.position_ids, batch.cu_seqlens)
+    return -model(*row, labels=batch.labels, common_gradient=True)
 
 
 def by_source(values, batch):
@@ -144,12 +145,12 @@ def main(cfg):
             losses = token_losses(model, batch)
             (losses.sum() * world / sum(targets)).backward()  # FSDP averages over the ranks
             total += by_source(losses.detach(), batch)
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip).full_tensor()
+        grad_norm = optimizer.grad_norm()  # of all ranks; clipping is part of the update
         if not grad_norm.isfinite():
             raise UserError(f"step {step}: the gradient is {grad_norm.item()}; lower --lr")
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, plan.steps, cfg.lr, cfg.warmup, cfg.schedule)
-        optimizer.step()
+        optimizer.step(scale=(cfg.grad_clip / grad_norm).clamp(max=1))
         optimizer.zero_grad()
 
         last = step + 1 == plan.steps

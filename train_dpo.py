@@ -209,12 +209,12 @@ def main(cfg):
             losses, shown = step_sums(model, batch, reference, cfg)
             ((losses * weights).sum() * world).backward()  # FSDP averages over the ranks
             total += torch.cat([losses.detach(), shown])
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip).full_tensor()
+        grad_norm = optimizer.grad_norm()  # of all ranks; clipping is part of the update
         if not grad_norm.isfinite():
             raise UserError(f"step {step}: the gradient is {grad_norm.item()}; lower --lr")
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, plan.steps, cfg.lr, cfg.warmup, cfg.schedule)
-        optimizer.step()
+        optimizer.step(scale=(cfg.grad_clip / grad_norm).clamp(max=1))
         optimizer.zero_grad()
 
         last = step + 1 == plan.steps

@@ -54,9 +54,8 @@ class Config:
 
 def loss_sum(model, batch):
     """Summed (not mean) token loss, so that micro-batches with unequal targets add up exactly."""
-    return -model(
-        batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.labels, batch.parent
-    ).sum()
+    row = (batch.input_ids, batch.position_ids, batch.cu_seqlens)
+    return -model(*row, batch.labels, batch.parent, common_gradient=True).sum()
 
 
 @torch.no_grad()
@@ -124,12 +123,12 @@ def main(cfg):
             loss = loss_sum(model, batch)
             (loss * world / targets).backward()  # FSDP averages over the ranks
             total += loss.detach()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip).full_tensor()
+        grad_norm = optimizer.grad_norm()  # of all ranks; clipping is part of the update
         if not grad_norm.isfinite():
             raise UserError(f"step {step}: the gradient is {grad_norm.item()}; lower --lr")
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, plan.steps, cfg.lr, cfg.warmup, cfg.schedule)
-        optimizer.step()
+        optimizer.step(scale=(cfg.grad_clip / grad_norm).clamp(max=1))
         optimizer.zero_grad()
 
         last = step + 1 == plan.steps

@@ -69,7 +69,7 @@ def settings(stage, data, out, **changes):
 def run(stage, data, out, gradients=None, stop_at=None, crash_at=None, fail_at=None, **changes):
     """main(Config(...)) of a train script, without the plot. Returns the rows of metrics.jsonl.
 
-    gradients: file for those of the first step, whole tensors in the optimizer's order.
+    gradients: file for those of the first step, clipped, whole tensors in the optimizer's order.
     stop_at: a step during which the last rank receives a stop signal. crash_at: a step after which
     all breaks off. fail_at: one after which the last rank meets an error.
     """
@@ -84,7 +84,7 @@ def run(stage, data, out, gradients=None, stop_at=None, crash_at=None, fail_at=N
         def keep(optimizer, args, kwargs):
             if not seen:
                 params = [p for group in optimizer.param_groups for p in group["params"]]
-                seen.extend(p.grad.full_tensor().clone() for p in params)
+                seen.extend(p.grad.full_tensor() * kwargs["scale"] for p in params)
 
         optimizer.register_step_pre_hook(keep)
         return optimizer
@@ -117,9 +117,9 @@ def run(stage, data, out, gradients=None, stop_at=None, crash_at=None, fail_at=N
     return read_metrics(out)
 
 
-def copy(source, out):
+def copy(source, out, dtype="float32"):
     """Spread a checkpoint over the ranks, then gather it into another folder."""
-    model = parallel.shard(Llama.from_pretrained(source, "meta"), parallel.init("cpu")[2])
+    model = parallel.shard(Llama.from_pretrained(source, "meta"), parallel.init("cpu")[2], dtype)
     load_weights(model, source)
     save_pretrained(model, out, source)
 

@@ -257,9 +257,14 @@ def test_no_more_than_one_shard_is_held_while_writing(source, tmp_path, monkeypa
 
 
 def test_rows_are_split_over_ranks_that_do_not_divide_them(tmp_path):
-    """385 rows of vocabulary and norms of 4 on three ranks: 129 + 129 + 127 and 2 + 2 + 0."""
+    """385 rows of vocabulary and norms of 4 on three ranks: 129 + 129 + 127 and 2 + 2 + 0. In fp32,
+    and in bf16, where the weights of the file do not fit into a parameter alone."""
     source = write_checkpoint(tmp_path / "source", vocab_size=385, hidden_size=4, head_dim=8)
-    torchrun(3, tmp_path, [{"source": source, "out": tmp_path / "out"}])
-    want, got = (load_file(p / "model.safetensors") for p in (source, tmp_path / "out"))
-    assert want.keys() == got.keys()
-    assert all(torch.equal(want[name], got[name]) for name in want)
+    dtypes = ("float32", "bfloat16")
+    torchrun(3, tmp_path, [{"source": source, "out": tmp_path / d, "dtype": d} for d in dtypes])
+    want = load_file(source / "model.safetensors")
+    assert any((w != w.bfloat16()).any() for w in want.values())
+    for out in dtypes:
+        got = load_file(tmp_path / out / "model.safetensors")
+        assert want.keys() == got.keys()
+        assert all(torch.equal(want[name], got[name]) for name in want)

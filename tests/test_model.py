@@ -240,6 +240,21 @@ def test_labels_give_the_log_softmax_of_the_logits_and_zero_where_ignored(model)
     assert (got[labels == IGNORE] == 0).all() and got[1] < 0
 
 
+def test_a_common_gradient_is_taken_in_the_forward_pass_and_changes_nothing_else(model):
+    """The log-probs and every gradient of a sum of them, and it refuses any other loss."""
+    row = collate([document(tokens(20, seed=5)), document(tokens(9, seed=6))])
+    row = (row.input_ids, row.position_ids, row.cu_seqlens, row.labels)
+    found = []
+    for common in (False, True):
+        logprobs = model(*row, common_gradient=common)
+        found.append([logprobs, *torch.autograd.grad(-0.1 * logprobs.sum(), model.parameters())])
+    assert all((a - b).abs().max() < 1e-12 for a, b in zip(*found, strict=True))
+    weights = torch.arange(float(len(logprobs)), dtype=logprobs.dtype)
+    (weights * model(*row)).sum().backward()
+    with pytest.raises(RuntimeError, match="common_gradient was promised"):
+        (weights * model(*row, common_gradient=True)).sum().backward()
+
+
 # ---- the cache -----------------------------------------------------------------------------------
 
 

@@ -85,6 +85,25 @@ def test_a_run_saved_on_one_rank_goes_on_on_two_and_back(data, whole, tmp_path):
                 assert row[name] == pytest.approx(want[name], rel=1e-5, abs=1e-9)
 
 
+def test_bf16_runs_resume_with_the_bits_that_their_weights_lack(data, tmp_path):
+    """Bit for bit on one rank. States hold fp32 masters, which bf16 weights and any other number of
+    ranks begin from."""
+    values = long("sft", data) | {"dtype": "bfloat16"}
+    want = run("sft", data, tmp_path / "whole", **values)
+    for out in ("one", "two"):
+        run("sft", data, tmp_path / out, stop_at=4, **values)
+    file = tmp_path / "two" / "resume" / "step_00000005" / "state-00001.safetensors"
+    state = {name: t for name, t in load_file(file).items() if name.startswith("weight.")}
+    assert all(t.dtype == torch.float32 and (t != t.bfloat16()).any() for t in state.values())
+    again = run("sft", data, tmp_path / "one", **values)
+    assert series(again) == series(want)
+    assert weights(tmp_path / "one") == weights(tmp_path / "whole")
+    torchrun(2, tmp_path, [{"stage": "sft", "data": data, "out": tmp_path / "two", **values}])
+    for row, other in zip(resume_rows(tmp_path / "two"), want, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=5e-3)  # the ranks round apart
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=3e-2)
+
+
 def test_a_rank_that_fails_names_itself_and_takes_the_others_with_it(data, whole, tmp_path):
     """The rank that is left waiting in a collective is ended by torchrun, not by a time-out."""
     out = tmp_path / "out"
