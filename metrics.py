@@ -21,10 +21,15 @@ PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, fro
 
 
 def git_commit():
-    """The commit of this code, or why it is not known."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of this code, "+changes" if it was changed since, or why it is not known."""
+
+    def git(*words):
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
     try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "no commit"
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+        return (git("rev-parse", "HEAD") or "no commit") + ("+changes" if changed else "")
     except OSError:
         return "git is not installed"
 

@@ -280,7 +280,9 @@ class Llama(nn.Module):
         cache, slots (B,): document b continues sequence slots[b] of a KVCache, None = sequence b.
         The result is then the logits of each document's last token, (B, V).
         """
-        check_row(input_ids, position_ids, cu_seqlens, parent)
+        # On the host, for everything that looks at them: a GPU is waited for here and not again
+        starts, parents = cu_seqlens.cpu(), None if parent is None else parent.cpu()
+        check_row(input_ids, position_ids, starts, parents)
         layout = None
         if cache is not None:
             if parent is not None or labels is not None:
@@ -298,7 +300,7 @@ class Llama(nn.Module):
             or bool(position_ids[cu_seqlens[:-1].long()].any())
         )
         if not decoding:
-            layout = make_layout(cu_seqlens, parent)
+            layout = make_layout(starts, parents)
         angle = position_ids[:, None].float() * inv_freq(self.config, position_ids.device)
         cos, sin = angle.cos(), angle.sin()  # (N, Dh/2) fp32
 

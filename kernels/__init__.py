@@ -1,6 +1,8 @@
-"""One fused operation per file, all in one order: the formula, `op_ref` (its definition in PyTorch:
-the CPU path and the oracle of the tests), the Triton kernels, the autograd Function, `op` (what
-model.py calls), and a benchmark, `python -m kernels.op`.
+"""One fused operation per file: rms_norm, rope, swiglu, cross_entropy, attention, adamw. All in one
+order: the formula, `op_ref` (its definition in PyTorch: the CPU path and the oracle of the tests),
+the Triton kernels, the autograd Function, `op` (what model.py calls), and a benchmark,
+`python -m kernels.op`. attention has its layout, its CPU path and its benchmark in files of their
+own. linear.py fuses nothing: it decides what is kept for the backward pass.
 
     KERNELS=torch     the definitions everywhere, to find out whether a kernel is at fault
     KERNELS=triton    the kernels also on a CPU, where Triton interprets them in Python: slow, but

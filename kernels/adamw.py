@@ -102,7 +102,7 @@ def _update(
         tl.store(low_ptr + at, bits.to(tl.int16), inside)
 
 
-def check(weight, low, grad, exp_avg, exp_avg_sq):
+def check(weight, low, grad, exp_avg, exp_avg_sq, scale):
     """ValueError for tensors that do not go together."""
     wanted = (torch.float32, torch.float64) if low is None else (torch.bfloat16,)
     if weight.dtype not in wanted:
@@ -124,6 +124,9 @@ def check(weight, low, grad, exp_avg, exp_avg_sq):
                              f"{weight.device}")  # fmt: skip
         if not x.is_contiguous():
             raise ValueError(f"adamw: {name} must be contiguous, has strides {x.stride()}")
+    if isinstance(scale, torch.Tensor) and (scale.ndim or scale.device != weight.device):
+        raise ValueError(f"adamw: scale must be 0-dim on {weight.device}, is {tuple(scale.shape)} "
+                         f"on {scale.device}")  # fmt: skip
 
 
 @torch.no_grad()
@@ -133,7 +136,7 @@ def adamw(
     """One step, in place. weight bf16 with low int16, or fp32 (fp64: torch) with low None; grad in
     weight's dtype or that of the moments, fp32. step is 1 at the first. scale: a float or a 0-dim
     tensor on the device, so that a gradient norm need not come to the host."""
-    check(weight, low, grad, exp_avg, exp_avg_sq)
+    check(weight, low, grad, exp_avg, exp_avg_sq, scale)
     if weight.numel() == 0:
         return
     if not use_triton("adamw", exp_avg=exp_avg, exp_avg_sq=exp_avg_sq):

@@ -34,6 +34,7 @@ others, fp64 and the CPU take the PyTorch path of attention_cpu.py.
 import torch
 import triton
 import triton.language as tl
+from torch.autograd.function import once_differentiable
 
 from kernels import check_shape, use_triton
 from kernels.attention_cpu import bucket_attention, make_buckets, sdpa
@@ -90,7 +91,7 @@ def _rows(x_ptr, first, stride: tl.constexpr, SIZE: tl.constexpr, D: tl.constexp
 
 
 @triton.jit
-def _full_keys(t, first, own, parent, parent_stop, KEYS: tl.constexpr):
+def _full_keys(t, own, parent, parent_stop, KEYS: tl.constexpr):
     """First key of number t of the blocks without a mask: the parent's, then the document's."""
     shared = (parent_stop - parent) // KEYS
     return tl.where(t < shared, parent + t * KEYS, own + (t - shared) * KEYS)
@@ -140,7 +141,7 @@ def _forward(
     total = tl.zeros((QUERIES,), tl.float32)
     o = tl.zeros((QUERIES, D), tl.float32)
     for t in range(0, (parent_stop - parent) // KEYS + (first - own) // KEYS):
-        start = _full_keys(t, first, own, parent, parent_stop, KEYS)
+        start = _full_keys(t, own, parent, parent_stop, KEYS)
         k = _rows(k_ptr, start, K * D, KEYS, D)
         v = _rows(v_ptr, start, K * D, KEYS, D)
         s = tl.dot(q, k.T, input_precision="ieee")
@@ -180,7 +181,7 @@ def _backward_q(
     lse = tl.load(lse_ptr + per_row, i < stop, 0.0)
     dq = tl.zeros((QUERIES, D), tl.float32)
     for t in range(0, (parent_stop - parent) // KEYS + (first - own) // KEYS):
-        start = _full_keys(t, first, own, parent, parent_stop, KEYS)
+        start = _full_keys(t, own, parent, parent_stop, KEYS)
         k = _rows(k_ptr, start, K * D, KEYS, D)
         v = _rows(v_ptr, start, K * D, KEYS, D)
         p = tl.exp2(tl.dot(q, k.T, input_precision="ieee") * SCALE - lse[:, None])
@@ -284,6 +285,7 @@ class _Attention(torch.autograd.Function):
         return o
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, do):
         q, k, v, o, lse = ctx.saved_tensors
         do, H, K = do.contiguous(), q.shape[1], k.shape[1]
@@ -295,7 +297,6 @@ class _Attention(torch.autograd.Function):
         return dq, dk, dv, None
 
 
-@torch.compiler.disable  # a layout is worked out in Python: a compiled block is cut here
 def attention(q, k, v, layout):
     """q (N, H, Dh), k, v (N, K, Dh), layout of make_layout -> (N, H, Dh).
 

@@ -13,9 +13,24 @@ from pathlib import Path
 import torch
 import triton
 
+import kernels
+
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
+
+
+def liger(name):
+    """{"liger": its function} of Liger-Kernel, if that is installed and there is a GPU."""
+    if not ON_GPU:
+        return {}
+    try:
+        from liger_kernel.transformers import functional
+
+        return {"liger": getattr(functional, name)}
+    except ImportError as e:
+        print(f"liger: not measured: {e}")
+        return {}
 
 
 def milliseconds(function):
@@ -77,20 +92,24 @@ def errors(op, ref, inputs, dtype):
     return found
 
 
-def compare(name, op, ref, inputs, forward, backward, flops=False, others=None):
+def compare(name, op, ref, inputs, forward, backward, others=None):
     """Print and store one line per implementation: op, ref, ref compiled, and `others` {name: op}.
 
-    forward, backward: numbers moved (read or written once each), or FLOPs, of a perfect
-    implementation.
+    forward, backward: numbers that a perfect implementation reads or writes, each once. Without a
+    GPU the kernel is interpreted on a few rows, for its error alone.
     """
+    shape = "x".join(map(str, inputs[0].shape))
     if not ON_GPU:
-        print(f"{name}: no GPU here, so no speed; tests/test_kernels.py holds the errors")
+        rows = len(inputs[0])
+        few = [x[:4] if isinstance(x, torch.Tensor) and len(x) == rows else x for x in inputs]
+        kernels.MODE = "triton"
+        ours, theirs = errors(op, ref, few, torch.float32)
+        print(f"{name} {shape}, 4 rows in fp32, interpreted: error {ours:.1e}, PyTorch's "
+              f"{theirs:.1e}; no GPU, so no speed")  # fmt: skip
         return
-    inputs = [x.cuda() if isinstance(x, torch.Tensor) else x for x in inputs]
     ours, theirs = errors(op, ref, inputs, torch.bfloat16)
-    shape = "x".join(map(str, next(x.shape for x in inputs if isinstance(x, torch.Tensor))))
     print(f"{name} {shape} bf16: error {ours:.2e}, PyTorch's {theirs:.2e}")
-    unit, ceiling = (1e12, matrix_rate()) if flops else (1e9, copy_bandwidth())
+    ceiling = copy_bandwidth()
     arms = {"minfin": op, "torch": ref, "torch.compile": torch.compile(ref), **(others or {})}
     for arm, function in arms.items():
         tensors = prepared(inputs, torch.bfloat16)
@@ -104,11 +123,11 @@ def compare(name, op, ref, inputs, forward, backward, flops=False, others=None):
             ),
         }
         row = {"op": name, "shape": shape, "arm": arm, "error": ours if arm == "minfin" else None}
-        for phase, work in (("forward", forward), ("backward", backward)):
-            rate = work * (1 if flops else 2) / ms[phase] * 1e3
+        for phase, numbers in (("forward", forward), ("backward", backward)):
+            rate = 2 * numbers / ms[phase] * 1e3
             row |= {f"{phase}_ms": ms[phase], f"{phase}_share": rate / ceiling}
-            print(f"  {arm:<14} {phase:<9} {ms[phase]:8.3f} ms {rate / unit:8.0f} "
-                  f"{'TFLOP/s' if flops else 'GB/s'} {rate / ceiling:6.1%}")  # fmt: skip
+            print(f"  {arm:<14} {phase:<9} {ms[phase]:8.3f} ms {rate / 1e9:8.0f} GB/s "
+                  f"{rate / ceiling:6.1%}")  # fmt: skip
         store(row | {"ceiling": ceiling})
 
 

@@ -17,10 +17,12 @@ common gradient (CPT, SFT): the caller promises one g for all labels. Forward th
 
 Tiles are sized by bytes (TILE_BYTES): small ones starve the matrix units (256 tokens leave most of
 an H200 idle) and each tile of the second form adds to the whole of dweight; large ones cost the
-memory that this file is there to save, and on a CPU they only fall out of the cache.
+memory that this file is there to save, and on a CPU they only fall out of the cache. dweight is
+added up in its own dtype, in bf16 from four tiles at most, so there a tile is a quarter of the
+tokens at least.
 
-In bf16 the per-token form works on fp32 logits, the common one on bf16 logits as Hugging Face does:
-its log-probs are only logged, and an error of 1/512 in dz is what bf16 has anyway.
+Logits of bf16 inputs are fp32 on a GPU. Rounded to bf16, as Hugging Face's are, a logit of 20 is
+off by up to 1/16, and so is its probability. (On a CPU torch has no such product: they are.)
 
 Shapes: hidden (N, D), weight (V, D), labels (N,) with -100 = ignored -> logprobs (N,), at
 least fp32. Ignored rows give 0 and cost nothing: prompts pay no head.
@@ -29,11 +31,12 @@ least fp32. Ignored rows give 0 and cost nothing: prompts pay no head.
 import torch
 import triton
 import triton.language as tl
+from torch.autograd.function import once_differentiable
 
 from kernels import check_shape, use_triton, wide
 
 IGNORE = -100
-TILE_BYTES = {"cpu": 2**22, "cuda": 2**30}  # a second-level cache; what an H200 can spare
+TILE_BYTES = {"cpu": 2**23, "cuda": 3 * 2**28}  # about a cache; what an H200 can spare
 BLOCK, WARPS = 4096, 8  # columns that one program takes at a time
 
 
@@ -72,20 +75,26 @@ def stats_and_dlogits_ref(z, column):
 
 
 @triton.jit
-def _stats(z_ptr, column_ptr, lse_ptr, picked_ptr, C, BLOCK: tl.constexpr):
-    """Row r of z (R, C), BLOCK columns at a time; the sum is relative to the largest so far."""
-    r = tl.program_id(0).to(tl.int64)
+def _logsumexp(z_ptr, C, BLOCK: tl.constexpr):
+    """Of the C numbers at z_ptr, BLOCK at a time; the sum is relative to the largest so far."""
     top, total = -float("inf"), 0.0
     for first in range(0, C, BLOCK):
         cols = first + tl.arange(0, BLOCK)
-        z = tl.load(z_ptr + r * C + cols, cols < C, -float("inf")).to(tl.float32)
+        z = tl.load(z_ptr + cols, cols < C, -float("inf"))
         new_top = tl.maximum(top, tl.max(z, 0))
         total = total * tl.exp(top - new_top) + tl.sum(tl.exp(z - new_top), 0)
         top = new_top
-    tl.store(lse_ptr + r, top + tl.log(total))
+    return top + tl.log(total)
+
+
+@triton.jit
+def _stats(z_ptr, column_ptr, lse_ptr, picked_ptr, C, BLOCK: tl.constexpr):
+    """Row r of z (R, C)."""
+    r = tl.program_id(0).to(tl.int64)
     column = tl.load(column_ptr + r)
     here = (column >= 0) & (column < C)
-    tl.store(picked_ptr + r, tl.load(z_ptr + r * C + column, here, 0.0).to(tl.float32))
+    tl.store(picked_ptr + r, tl.load(z_ptr + r * C + column, here, 0.0))
+    tl.store(lse_ptr + r, _logsumexp(z_ptr + r * C, C, BLOCK))
 
 
 @triton.jit
@@ -94,9 +103,29 @@ def _dlogits(z_ptr, dz_ptr, column_ptr, lse_ptr, g_ptr, C, BLOCK: tl.constexpr):
     r = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     lse, g = tl.load(lse_ptr + r), tl.load(g_ptr + r)
-    z = tl.load(z_ptr + r * C + cols, cols < C, 0.0).to(tl.float32)
+    z = tl.load(z_ptr + r * C + cols, cols < C, 0.0)
     hit = (cols == tl.load(column_ptr + r)).to(tl.float32)
     tl.store(dz_ptr + r * C + cols, g * (hit - tl.exp(z - lse)), cols < C)
+
+
+@triton.jit
+def _stats_and_dlogits(
+    z_ptr, dz_ptr, column_ptr, logprob_ptr, C, dz_stride, BLOCK: tl.constexpr
+):
+    """Row r of z (R, C): log-prob of its label, and dz for g = 1, which takes the place of z.
+
+    dz_ptr is z_ptr in a dtype of the same or half the size: dz then ends where half of z did, and a
+    block of it covers only numbers that have been read. The barrier holds the fast warps back."""
+    r = tl.program_id(0).to(tl.int64)
+    z_ptr += r * C
+    dz_ptr += r * dz_stride
+    column, lse = tl.load(column_ptr + r), _logsumexp(z_ptr, C, BLOCK)
+    tl.store(logprob_ptr + r, tl.load(z_ptr + column) - lse)
+    for first in range(0, C, BLOCK):
+        cols = first + tl.arange(0, BLOCK)
+        z = tl.load(z_ptr + cols, cols < C, 0.0)
+        tl.debug_barrier()
+        tl.store(dz_ptr + cols, (cols == column).to(tl.float32) - tl.exp(z - lse), cols < C)
 
 
 def stats(z, column):
@@ -118,28 +147,40 @@ def dlogits(z, column, lse, g, dtype):
     return dz
 
 
-def stats_and_dlogits(z, column):
-    """-> log-probs (R,), dz (R, C) for g = 1, in z's dtype; z is lost."""
-    if use_triton("linear_logprobs", logits=z):
-        lse, picked = stats(z, column)
-        dz = dlogits(z, column, lse, torch.ones_like(lse), z.dtype)
-    else:
-        lse, picked, dz = stats_and_dlogits_ref(z.to(wide(z.dtype)), column)
-    return picked - lse, dz.to(z.dtype)
+def stats_and_dlogits(z, column, dtype):
+    """z (R, C) in fp32 or wider -> log-probs (R,), dz (R, C) for g = 1 in `dtype`; z is lost."""
+    if not use_triton("linear_logprobs", logits=z):
+        lse, picked, dz = stats_and_dlogits_ref(z, column)
+        return picked - lse, dz.to(dtype)
+    R, C = z.shape
+    logprobs = torch.empty(R, dtype=torch.float32, device=z.device)
+    dz = z.view(dtype)  # (R, C) or, of numbers half the size, (R, 2 C)
+    _stats_and_dlogits[(R,)](z, dz, column, logprobs, C, dz.stride(0), BLOCK, num_warps=WARPS)
+    return logprobs, dz[:, :C]
 
 
 def product(a, b):
-    """a (n, k) @ b (k, m), added up and returned in fp32 or wider."""
+    """a (n, k) @ b (k, m) in fp32 or wider; on a CPU 16-bit products have been rounded."""
     if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(a, b, out_dtype=torch.float32)
     return (a @ b).to(wide(a.dtype))
 
 
+def add_product(total, a, b):
+    """total (n, m) += a @ b, added up in total's dtype."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += product(a, b)
+
+
 def tiles(total, across, bytes_each, device, at_most=None):
     """range(0, total) in slices: of TILE_BYTES with `across` numbers of bytes_each beside it, in
-    whole blocks of 128, and no more than `at_most` of them."""
-    size = TILE_BYTES.get(device.type, 2**30) // (across * bytes_each) // 128 * 128
-    size = max(size, 128, -(-total // at_most) if at_most else 0)
+    steps of 64, and no more than `at_most` of them."""
+    size = TILE_BYTES["cpu" if device.type == "cpu" else "cuda"] // (across * bytes_each)
+    if at_most:
+        size = max(size, -(-total // at_most) + 63)
+    size = max(64, size // 64 * 64)
     return [slice(i, min(i + size, total)) for i in range(0, total, size)]
 
 
@@ -147,31 +188,36 @@ class _PerToken(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels):
         """All rows labelled: hidden (M, D), weight (V, D), labels (M,) -> (M,)."""
-        parts = []
-        for cols in _PerToken.tiles(hidden, weight):
+        tiles = _PerToken.tiles(hidden, weight)
+        # Made before any tile: what outlives a tile must not sit in the hole that it leaves
+        shape, dtype = (2, len(tiles), len(hidden)), wide(hidden.dtype)
+        lse, picked = torch.empty(shape, dtype=dtype, device=hidden.device)
+        for i, cols in enumerate(tiles):
             z = product(hidden, weight[cols].T)  # (M, columns)
-            parts.append(stats(z, labels - cols.start))
-        lse, picked = map(torch.stack, zip(*parts, strict=True))  # (tiles, M)
+            lse[i], picked[i] = stats(z, labels - cols.start)
+            del z  # before the next one is made
         lse = lse.logsumexp(0)
         ctx.save_for_backward(hidden, weight, labels, lse)
         return picked.sum(0) - lse
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         hidden, weight, labels, lse = ctx.saved_tensors
         dhidden = torch.zeros_like(hidden, dtype=lse.dtype)
-        dweight = torch.empty_like(weight)
+        dweight, g = torch.empty_like(weight), grad.contiguous()
         for cols in _PerToken.tiles(hidden, weight):
             z = product(hidden, weight[cols].T)
-            dz = dlogits(z, labels - cols.start, lse, grad.to(lse.dtype).contiguous(), hidden.dtype)
-            dhidden += product(dz, weight[cols])
+            dz = dlogits(z, labels - cols.start, lse, g, hidden.dtype)
+            add_product(dhidden, dz, weight[cols])
             torch.mm(dz.T, hidden, out=dweight[cols])
+            del z, dz
         return dhidden.to(hidden.dtype), dweight, None
 
     @staticmethod
     def tiles(hidden, weight):
-        each = 4 if hidden.element_size() == 4 else 4 + hidden.element_size()  # z, and dz beside it
-        return tiles(len(weight), max(1, len(hidden)), each, hidden.device)
+        beside = hidden.element_size() % 4  # of z in fp32, a dz in bf16
+        return tiles(len(weight), max(1, len(hidden)), 4 + beside, hidden.device)
 
 
 class _CommonGradient(torch.autograd.Function):
@@ -182,18 +228,18 @@ class _CommonGradient(torch.autograd.Function):
         dhidden, dweight = torch.empty_like(hidden), torch.zeros_like(weight)
         # In bf16 every tile rounds dweight once more: four are still within twice one rounding
         at_most = None if hidden.dtype == logprobs.dtype else 4
-        rows = tiles(len(hidden), len(weight), hidden.element_size(), hidden.device, at_most)
-        space = hidden.new_empty(rows[0].stop if rows else 0, len(weight))  # one for all tiles
-        for tile in rows:
-            x = hidden[tile]
-            z = torch.mm(x, weight.T, out=space[: len(x)])  # (rows, V)
-            logprobs[tile], dz = stats_and_dlogits(z, labels[tile])
-            torch.mm(dz, weight, out=dhidden[tile])
+        for rows in tiles(len(hidden), len(weight), 4, hidden.device, at_most):
+            x = hidden[rows]
+            z = product(x, weight.T)  # (rows, V)
+            logprobs[rows], dz = stats_and_dlogits(z, labels[rows], hidden.dtype)
+            torch.mm(dz, weight, out=dhidden[rows])
             dweight.addmm_(dz.T, x)
+            del z, dz  # before the next ones are made
         ctx.gradients = dhidden, dweight
         return logprobs
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         if ctx.gradients is None:
             raise RuntimeError("linear_logprobs: common_gradient allows one backward pass")
@@ -216,12 +262,68 @@ def linear_logprobs(hidden, weight, labels, common_gradient=False):
     (N, D), V = hidden.shape, len(weight)
     check_shape("linear_logprobs", "weight", weight, (V, D))
     check_shape("linear_logprobs", "labels", labels, (N,))
+    if labels.dtype != torch.int64:
+        raise ValueError(f"linear_logprobs: labels must be int64, is {labels.dtype}")
     use_triton("linear_logprobs", hidden=hidden, weight=weight)  # checks dtypes and devices
-    kept = labels != IGNORE
+    kept = (labels != IGNORE).nonzero()[:, 0]  # (M,) once, as a GPU waits for their number
     labels = labels[kept]
     torch._assert_async(
         ((labels >= 0) & (labels < V)).all(), f"linear_logprobs: a label is not in 0 .. {V - 1}"
     )
-    form = _CommonGradient if common_gradient and torch.is_grad_enabled() else _PerToken
-    logprobs = form.apply(hidden[kept], weight, labels)  # (M,)
-    return logprobs.new_zeros(N).masked_scatter(kept, logprobs)
+    # fp16 ends at 65,504, too soon for gradients that are not scaled yet
+    at_once = common_gradient and torch.is_grad_enabled() and hidden.dtype != torch.float16
+    form = _CommonGradient if at_once else _PerToken
+    logprobs = form.apply(hidden.index_select(0, kept), weight, labels)  # (M,)
+    return logprobs.new_zeros(N).index_copy(0, kept, logprobs)
+
+
+def benchmark():
+    """Llama-3-8B's head for 8,192 tokens: forward and backward together, and memory beyond the
+    inputs and their gradients; the errors of both gradients, relative to fp64 for some tokens."""
+    from kernels import bench
+
+    if not bench.ON_GPU:
+        print("linear_logprobs: no GPU here; benchmarks/head.py measures on a CPU")
+        return
+    N, D, V = 8192, 4096, 128_256
+    hidden, weight = torch.randn(N, D), 0.02 * torch.randn(V, D)
+    labels, ceiling = torch.randint(V, (N,), device="cuda"), bench.matrix_rate()
+
+    def plain(h, w, labels):
+        return -torch.nn.functional.cross_entropy(h @ w.T, labels, reduction="none")
+
+    arms = {
+        "per token": linear_logprobs,
+        "common gradient": lambda h, w, y: linear_logprobs(h, w, y, common_gradient=True),
+        "torch": plain,
+        "torch.compile": torch.compile(plain),
+    }
+    for name, liger in bench.liger("liger_fused_linear_cross_entropy").items():
+        arms[name] = lambda h, w, y, liger=liger: -liger(h, w, y, reduction="sum")[None]
+    for arm, op in arms.items():
+        inputs = bench.prepared((hidden, weight), torch.bfloat16)
+
+        def step(op=op, inputs=inputs):
+            return torch.autograd.grad(-op(*inputs, labels).sum() / N, inputs)
+
+        own = sum(x.nbytes for x in step())
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        beyond = torch.cuda.max_memory_allocated() - before - own
+        ms = bench.milliseconds(step)
+        few = [x[:256].detach().requires_grad_() if len(x) == N else x for x in inputs]
+        exact = [x.detach().double().requires_grad_() for x in few]
+        want = torch.autograd.grad(-plain(*exact, labels[:256]).sum(), exact)
+        got = torch.autograd.grad(-op(*few, labels[:256]).sum(), few)
+        error = [((a - b).norm() / b.norm()).item() for a, b in zip(got, want, strict=True)]
+        rate = 6 * N * D * V / ms * 1e3  # of three products, whatever the arm does
+        print(f"{arm:<16}{ms:8.2f} ms {rate / 1e12:6.0f} TFLOP/s {rate / ceiling:6.1%} "
+              f"{beyond / 1e9:6.2f} GB  errors {error[0]:.1e} {error[1]:.1e}")  # fmt: skip
+        bench.store({"op": "linear_logprobs", "shape": f"{N}x{D}x{V}", "arm": arm, "ms": ms,
+                     "share": rate / ceiling, "ceiling": ceiling, "bytes_beyond": beyond,
+                     "errors": error})  # fmt: skip
+
+
+if __name__ == "__main__":
+    benchmark()

@@ -12,6 +12,7 @@ Shapes: inputs as op takes them, op(*inputs) (N, D), W_i (E_i, D) -> y_i (N, E_i
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 
 
 def linears_ref(op, inputs, weights):
@@ -28,6 +29,7 @@ class _Linears(torch.autograd.Function):
         return tuple(linears_ref(op, tensors[:count], tensors[count:]))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *dys):
         saved = ctx.saved_tensors  # to be asked for once only, says torch.utils.checkpoint
         inputs = [x.detach().requires_grad_() for x in saved[: ctx.count]]

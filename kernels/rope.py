@@ -17,6 +17,7 @@ Shapes: q (N, H, Dh), k (N, K, Dh), cos and sin (N, Dh/2) fp32.
 import torch
 import triton
 import triton.language as tl
+from torch.autograd.function import once_differentiable
 
 from kernels import check_shape, use_triton, wide
 
@@ -71,6 +72,7 @@ class _Rope(torch.autograd.Function):
         return turn(q, k, cos, sin, False)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dq, dk):
         return *turn(dq.contiguous(), dk.contiguous(), *ctx.saved_tensors, True), None, None
 
@@ -97,6 +99,7 @@ if __name__ == "__main__":
     for H, K, Dh in ((32, 8, 64), (32, 8, 128)):
         q, k, angle = torch.randn(8192, H, Dh), torch.randn(8192, K, Dh), torch.randn(8192, Dh // 2)
         cos, sin = angle.cos().to(DEVICE), angle.sin().to(DEVICE)
-        compare("rope", lambda q, k, c=cos, s=sin: rope(q, k, c, s),
-                lambda q, k, c=cos, s=sin: (rope_ref(q, c, s), rope_ref(k, c, s)), (q, k),
+        compare("rope", lambda q, k, c=cos, s=sin: rope(q, k, c[: len(q)], s[: len(q)]),
+                lambda q, k, c=cos, s=sin: (rope_ref(q, c[: len(q)], s[: len(q)]),
+                                            rope_ref(k, c[: len(q)], s[: len(q)])), (q, k),
                 forward=2 * 8192 * (H + K) * Dh, backward=2 * 8192 * (H + K) * Dh)  # fmt: skip

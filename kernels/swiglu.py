@@ -13,6 +13,7 @@ Shapes: gate (..., F), up (..., F) -> (..., F).
 import torch
 import triton
 import triton.language as tl
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kernels import check_shape, use_triton
@@ -58,6 +59,7 @@ class _SwiGLU(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
         gate, up = ctx.saved_tensors
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
@@ -74,9 +76,9 @@ def swiglu(gate, up):
 
 
 if __name__ == "__main__":
-    from kernels.bench import compare
+    from kernels.bench import compare, liger
 
     for width in (8192, 14336):
         gate, up = torch.randn(8192, width), torch.randn(8192, width)
         compare("swiglu", swiglu, swiglu_ref, (gate, up), forward=3 * gate.numel(),
-                backward=5 * gate.numel())  # fmt: skip
+                backward=5 * gate.numel(), others=liger("liger_swiglu"))  # fmt: skip

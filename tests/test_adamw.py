@@ -197,8 +197,8 @@ def arguments(dtype=torch.float32, state=torch.float32, low=False, shape=(4, 6))
     }
 
 
-def update(tensors):
-    adamw(*tensors.values(), 1e-3, *BETAS, EPS, DECAY, 1)
+def update(tensors, scale=1.0):
+    adamw(*tensors.values(), 1e-3, *BETAS, EPS, DECAY, 1, scale)
 
 
 @pytest.mark.parametrize("mode, kernel", [("triton", True), ("torch", False)])
@@ -250,3 +250,9 @@ def test_a_tensor_with_gaps_is_refused(name):
     tensors[name] = torch.ones(6, 4, dtype=tensors[name].dtype, device=DEVICE).T
     with pytest.raises(ValueError, match=f"adamw: {name} must be contiguous"):
         update(tensors)
+
+
+@pytest.mark.parametrize("scale", [torch.ones(1), torch.ones((), device="meta")])
+def test_a_scale_that_is_no_number_on_the_device_is_refused(scale):
+    with pytest.raises(ValueError, match="adamw: scale must be 0-dim on"):
+        update(arguments(), scale=scale)

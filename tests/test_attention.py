@@ -111,9 +111,8 @@ def test_the_blocks_of_16_bit_numbers_give_the_formula_too(case, monkeypatch):
     (starts, parents), *shape = case
     use("triton", monkeypatch)
     use_large_blocks(monkeypatch)
-    check_row(starts, parents, *shape, torch.float32)
-    if DEVICE == "cuda":
-        check_row(starts, parents, *shape, torch.bfloat16)
+    # In fp32 such blocks would not fit in a GPU's shared memory; the interpreter has no such limit
+    check_row(starts, parents, *shape, torch.bfloat16 if DEVICE == "cuda" else torch.float32)
 
 
 def test_a_lone_token_attends_to_itself(monkeypatch):

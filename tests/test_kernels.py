@@ -202,6 +202,7 @@ def test_a_wrong_shape_or_dtype_is_an_error_that_names_op_and_argument():
         ),
         (lambda: linear_logprobs(hidden, weight, labels[:2]), "linear_logprobs: labels has shape"),
         (lambda: linear_logprobs(hidden, weight.half(), labels), "linear_logprobs: weight is"),
+        (lambda: linear_logprobs(hidden, weight, labels.int()), "labels must be int64"),
     ):
         with pytest.raises(ValueError) as error:
             call()
@@ -209,10 +210,19 @@ def test_a_wrong_shape_or_dtype_is_an_error_that_names_op_and_argument():
 
 
 @triton_only
+def test_a_row_too_wide_for_registers_goes_to_pytorch(path, monkeypatch):
+    use(path, monkeypatch)
+    launches = Launches(monkeypatch, norm_file._forward)
+    for d, count in ((8192, 1), (8193, 1)):
+        x = normal(1, d).float().to(DEVICE)
+        got = rms_norm(x, torch.ones_like(x[0]), 1e-5)
+        assert (got - x / x.square().mean().sqrt()).abs().max() < 1e-4
+        assert launches.count == count
+
+
+@triton_only
 def test_what_a_kernel_does_not_serve_is_an_error_too(path, monkeypatch):
     use(path, monkeypatch)
-    with pytest.raises(ValueError, match="rms_norm: x has rows of 65537 numbers"):
-        rms_norm(torch.ones(1, 65_537), torch.ones(65_537), 1e-5)
     q, cos = torch.ones(3, 4, 8), torch.ones(3, 4)
     with pytest.raises(ValueError, match="rope: cos is torch.float16"):
         rope(q, q, cos.half(), cos.half())

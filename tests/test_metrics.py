@@ -9,6 +9,7 @@ from tiny import tiny_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import metrics as metrics_file
 from metrics import Metrics, flops_per_token, plot_metrics, read_metrics
 from model import Llama, LlamaConfig
 from packing import document, family
@@ -99,6 +100,22 @@ def test_the_description_of_a_run_holds_commit_settings_and_versions(tmp_path):
     run("sft", write_data(tmp_path / "data"), tmp_path / "out", epochs=0.1, lr=0.002)
     described = json.loads((tmp_path / "out" / "environment.json").read_text())
     head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
-    assert described["git_commit"] == (head.stdout.strip() or "not a git checkout")
+    assert described["git_commit"].removesuffix("+changes") == (head.stdout.strip() or "no commit")
     assert {"torch", "tokenizers", "safetensors", "numpy"} <= {*described["packages"]}
     assert json.loads((tmp_path / "out" / "run.json").read_text())["lr"] == 0.002
+
+
+def test_the_commit_is_not_named_for_code_that_has_changed_since(tmp_path, monkeypatch):
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", "-C", tmp_path, *who, *words], check=True).returncode
+
+    monkeypatch.setattr(metrics_file, "__file__", str(tmp_path / "metrics.py"))
+    (tmp_path / "metrics.py").write_text("a = 1\n")
+    git("init", "-q"), git("add", "."), git("commit", "-qm", "one")
+    clean = metrics_file.git_commit()
+    assert len(clean) == 40
+    (tmp_path / "out.json").write_text("{}")  # what a run writes changes nothing
+    assert metrics_file.git_commit() == clean
+    (tmp_path / "metrics.py").write_text("a = 2\n")
+    assert metrics_file.git_commit() == clean + "+changes"

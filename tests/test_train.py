@@ -7,7 +7,10 @@ from runs import ROOT, STAGES, by_hand, distance, run, settings, torchrun, write
 from safetensors.torch import load_file
 from tiny import write_rows
 
+import parallel
 import train_sft
+from benchmarks.budget import saved_bytes
+from checkpoint import load_weights
 from config import UserError, parse
 from model import Llama
 from tokenizer import Tokenizer
@@ -262,10 +265,24 @@ def test_the_folder_that_comes_out_loads_in_transformers_and_in_the_next_stage(d
         stage_in = out
 
 
-def test_recomputing_activations_changes_nothing(data, tmp_path):
-    plain = run("sft", data, tmp_path / "a", epochs=0.3)
-    again = run("sft", data, tmp_path / "b", epochs=0.3, recompute=True)
-    assert [row["loss"] for row in plain] == [row["loss"] for row in again]
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recomputing_activations_changes_nothing(data, dtype, tmp_path):
+    plain = run("sft", data, tmp_path / "a", epochs=0.3, dtype=dtype)
+    again = run("sft", data, tmp_path / "b", epochs=0.3, dtype=dtype, recompute=True)
+    assert len(plain) > 1 and [row["loss"] for row in plain] == [row["loss"] for row in again]
+
+
+def test_recomputing_keeps_of_a_block_its_input_alone(data):
+    ids, kept = torch.arange(90), {}
+    for recompute in (False, True):
+        model = parallel.shard(
+            Llama.from_pretrained(data / "base", "meta"), torch.device("cpu"), recompute=recompute
+        )
+        load_weights(model, data / "base")
+        kept[recompute] = saved_bytes(lambda m=model: m(ids, ids, torch.tensor([0, 90])), [])
+    config = model.config
+    width = config.hidden_size + 2 * config.intermediate_size  # of what only the plain one keeps
+    assert kept[False] - kept[True] > 4 * 90 * width * config.num_hidden_layers
 
 
 def test_a_run_describes_itself_and_repeats_from_its_own_description(data, tmp_path):
