@@ -28,6 +28,8 @@ Shapes: hidden (N, D), weight (V, D), labels (N,) with -100 = ignored -> logprob
 least fp32. Ignored rows give 0 and cost nothing: prompts pay no head.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -68,10 +70,10 @@ def dlogits_ref(z, column, lse, g):
 
 
 def stats_and_dlogits_ref(z, column):
-    """-> lse, picked, dz for g = 1 in place of z, for a tile of whole rows. One exp, not two."""
+    """-> log-probs (R,), dz for g = 1 in place of z, for a tile of whole rows. One exp, not two."""
     lse, picked = stats_ref(z, column)
     z.mul_(-1 / z.sum(-1, keepdim=True))
-    return lse, picked, z.scatter_add_(1, column[:, None], torch.ones_like(picked)[:, None])
+    return picked - lse, z.scatter_add_(1, column[:, None], torch.ones_like(picked)[:, None])
 
 
 @triton.jit
@@ -150,8 +152,8 @@ def dlogits(z, column, lse, g, dtype):
 def stats_and_dlogits(z, column, dtype):
     """z (R, C) in fp32 or wider -> log-probs (R,), dz (R, C) for g = 1 in `dtype`; z is lost."""
     if not use_triton("linear_logprobs", logits=z):
-        lse, picked, dz = stats_and_dlogits_ref(z, column)
-        return picked - lse, dz.to(dtype)
+        logprobs, dz = stats_and_dlogits_ref(z, column)
+        return logprobs, dz.to(dtype)
     R, C = z.shape
     logprobs = torch.empty(R, dtype=torch.float32, device=z.device)
     dz = z.view(dtype)  # (R, C) or, of numbers half the size, (R, 2 C)
@@ -159,11 +161,16 @@ def stats_and_dlogits(z, column, dtype):
     return logprobs, dz[:, :C]
 
 
-def product(a, b):
-    """a (n, k) @ b (k, m) in fp32 or wider; on a CPU 16-bit products have been rounded."""
-    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return (a @ b).to(wide(a.dtype))
+def product(a, b, space):
+    """a (n, k) @ b (k, m) in the dtype and memory of `space` (n m or more,), fp32 or wider. On a
+    CPU the product of 16-bit inputs has been rounded to 16 bits."""
+    shape = len(a), b.shape[1]
+    out = space[: math.prod(shape)].view(shape)
+    if a.dtype == out.dtype:
+        return torch.mm(a, b, out=out)
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=out.dtype, out=out)
+    return out.copy_(a @ b)
 
 
 def add_product(total, a, b):
@@ -171,16 +178,14 @@ def add_product(total, a, b):
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:
-        total += product(a, b)
+        total += product(a, b, torch.empty_like(total).view(-1))
 
 
-def tiles(total, across, bytes_each, device, at_most=None):
-    """range(0, total) in slices: of TILE_BYTES with `across` numbers of bytes_each beside it, in
-    steps of 64, and no more than `at_most` of them."""
+def tiles(total, across, bytes_each, device, least):
+    """range(0, total) in slices of `least` or more, in steps of 64: of TILE_BYTES where each of the
+    slice has `across` numbers of bytes_each."""
     size = TILE_BYTES["cpu" if device.type == "cpu" else "cuda"] // (across * bytes_each)
-    if at_most:
-        size = max(size, -(-total // at_most) + 63)
-    size = max(64, size // 64 * 64)
+    size = max(size // 64, -(-least // 64)) * 64
     return [slice(i, min(i + size, total)) for i in range(0, total, size)]
 
 
@@ -188,14 +193,12 @@ class _PerToken(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels):
         """All rows labelled: hidden (M, D), weight (V, D), labels (M,) -> (M,)."""
-        tiles = _PerToken.tiles(hidden, weight)
-        # Made before any tile: what outlives a tile must not sit in the hole that it leaves
-        shape, dtype = (2, len(tiles), len(hidden)), wide(hidden.dtype)
-        lse, picked = torch.empty(shape, dtype=dtype, device=hidden.device)
-        for i, cols in enumerate(tiles):
-            z = product(hidden, weight[cols].T)  # (M, columns)
-            lse[i], picked[i] = stats(z, labels - cols.start)
-            del z  # before the next one is made
+        columns, space = _PerToken.plan(hidden, weight)
+        parts = []
+        for cols in columns:
+            z = product(hidden, weight[cols].T, space)  # (M, columns)
+            parts.append(stats(z, labels - cols.start))
+        lse, picked = map(torch.stack, zip(*parts, strict=True))  # (tiles, M)
         lse = lse.logsumexp(0)
         ctx.save_for_backward(hidden, weight, labels, lse)
         return picked.sum(0) - lse
@@ -206,18 +209,22 @@ class _PerToken(torch.autograd.Function):
         hidden, weight, labels, lse = ctx.saved_tensors
         dhidden = torch.zeros_like(hidden, dtype=lse.dtype)
         dweight, g = torch.empty_like(weight), grad.contiguous()
-        for cols in _PerToken.tiles(hidden, weight):
-            z = product(hidden, weight[cols].T)
+        columns, space = _PerToken.plan(hidden, weight)
+        for cols in columns:
+            z = product(hidden, weight[cols].T, space)
             dz = dlogits(z, labels - cols.start, lse, g, hidden.dtype)
             add_product(dhidden, dz, weight[cols])
             torch.mm(dz.T, hidden, out=dweight[cols])
-            del z, dz
+            del dz  # before the next one is made
         return dhidden.to(hidden.dtype), dweight, None
 
     @staticmethod
-    def tiles(hidden, weight):
-        beside = hidden.element_size() % 4  # of z in fp32, a dz in bf16
-        return tiles(len(weight), max(1, len(hidden)), 4 + beside, hidden.device)
+    def plan(hidden, weight):
+        """-> slices of the vocabulary, and space for the logits of one of them: made once, as on a
+        CPU a product into memory that is new takes half as long again."""
+        M, beside = max(1, len(hidden)), hidden.element_size() % 4  # of z in fp32, a dz in bf16
+        found = tiles(len(weight), M, 4 + beside, hidden.device, 64)
+        return found, hidden.new_empty(M * found[0].stop, dtype=wide(hidden.dtype))
 
 
 class _CommonGradient(torch.autograd.Function):
@@ -226,15 +233,18 @@ class _CommonGradient(torch.autograd.Function):
         """As _PerToken, with the gradients for an upstream gradient of 1."""
         logprobs = hidden.new_empty(len(hidden), dtype=wide(hidden.dtype))
         dhidden, dweight = torch.empty_like(hidden), torch.zeros_like(weight)
-        # In bf16 every tile rounds dweight once more: four are still within twice one rounding
-        at_most = None if hidden.dtype == logprobs.dtype else 4
-        for rows in tiles(len(hidden), len(weight), 4, hidden.device, at_most):
+        # Fewer rows starve a CPU, too: 64 of them take a third longer in all than 512. And in bf16
+        # every tile rounds dweight once more; four are still within twice one rounding
+        least = 512 if hidden.dtype == logprobs.dtype else max(512, -(-len(hidden) // 4))
+        parts = tiles(len(hidden), len(weight), 4, hidden.device, least)
+        size = parts[0].stop * len(weight) if parts else 0
+        space = hidden.new_empty(size, dtype=logprobs.dtype)
+        for rows in parts:
             x = hidden[rows]
-            z = product(x, weight.T)  # (rows, V)
+            z = product(x, weight.T, space)  # (rows, V)
             logprobs[rows], dz = stats_and_dlogits(z, labels[rows], hidden.dtype)
             torch.mm(dz, weight, out=dhidden[rows])
             dweight.addmm_(dz.T, x)
-            del z, dz  # before the next ones are made
         ctx.gradients = dhidden, dweight
         return logprobs
 

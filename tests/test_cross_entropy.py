@@ -161,7 +161,7 @@ def test_fp16_gradients_that_add_up_beyond_its_range_are_taken_per_token(path, m
     assert weight.grad.tolist() == [[-10, -10], [10, 10]]
 
 
-@pytest.mark.parametrize("dtype, count", [(torch.float32, 32), (torch.bfloat16, 4)])
+@pytest.mark.parametrize("dtype, count", [(torch.float32, 16), (torch.bfloat16, 4)])
 def test_however_small_a_tile_bf16_gradients_are_rounded_four_times_at_most(
     dtype, count, monkeypatch
 ):
@@ -174,24 +174,24 @@ def test_however_small_a_tile_bf16_gradients_are_rounded_four_times_at_most(
     all_tiles = cross_entropy.tiles
     monkeypatch.setattr(cross_entropy, "tiles", tiles)
     monkeypatch.setattr(cross_entropy, "TILE_BYTES", {"cpu": 1, "cuda": 1})
-    hidden = torch.ones(2000, 4, dtype=dtype, device=DEVICE, requires_grad=True)
-    weight, labels = torch.ones(9, 4, dtype=dtype, device=DEVICE), torch.zeros(2000).long()
+    hidden = torch.ones(8000, 4, dtype=dtype, device=DEVICE, requires_grad=True)
+    weight, labels = torch.ones(9, 4, dtype=dtype, device=DEVICE), torch.zeros(8000).long()
     linear_logprobs(hidden, weight, labels.to(DEVICE), common_gradient=True).sum().backward()
     assert [len(found) for found in used] == [count]
 
 
-def test_tiles_cover_everything_once_and_bf16_rows_come_in_at_most_four():
+def test_tiles_cover_everything_once():
     for total, across, size in ((1, 9, 4), (130, 10**6, 4), (5000, 300, 2), (128_256, 8192, 6)):
-        for at_most in (None, 4):
-            parts = cross_entropy.tiles(total, across, size, torch.device("cpu"), at_most)
+        for least in (64, 512):
+            parts = cross_entropy.tiles(total, across, size, torch.device("cpu"), least)
             assert [i for p in parts for i in range(p.start, p.stop)] == list(range(total))
-            assert at_most is None or len(parts) <= at_most
-    assert cross_entropy.tiles(0, 9, 4, torch.device("cpu"), 4) == []
+            assert all(p.stop - p.start >= least for p in parts[:-1])
+    assert cross_entropy.tiles(0, 9, 4, torch.device("cpu"), 64) == []
     # Llama 3 on a GPU: 8,192 tokens with a GiB to spare
     cuda = torch.device("cuda")
-    rows = cross_entropy.tiles(8192, 128_256, 4, cuda, 4)
+    rows = cross_entropy.tiles(8192, 128_256, 4, cuda, 2048)
     assert [p.stop - p.start for p in rows] == [2048] * 4
-    cols = cross_entropy.tiles(128_256, 8192, 6, cuda)
+    cols = cross_entropy.tiles(128_256, 8192, 6, cuda, 64)
     assert [p.stop - p.start for p in cols] == [16_384] * 7 + [13_568]
 
 
@@ -256,12 +256,12 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("common", [False, True])
 def test_the_logits_never_exist_in_full(common, monkeypatch):
     monkeypatch.setitem(cross_entropy.TILE_BYTES, DEVICE, 2**20)
-    n, v = 1000, 6000
+    n, v = 5000, 6000
     hidden, weight, labels = (x.to(DEVICE) for x in head_inputs(n, v))
     weight, hidden = (x[:, :8].float().contiguous().requires_grad_() for x in (weight, hidden))
     with Largest() as largest:
         linear_logprobs(hidden, weight, labels, common).sum().backward()
-    assert weight.numel() < largest.numel <= 64 * max(n, v) < n * v / 7
+    assert weight.numel() < largest.numel <= 512 * v < n * v / 7
     with Largest() as largest:
         linear_logprobs_ref(hidden, weight, labels).sum()
     assert largest.numel == n * v
