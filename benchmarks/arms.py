@@ -5,6 +5,7 @@ loss that these documents add, the last ones or not; update() = what follows the
 """
 
 import contextlib
+import gc
 import math
 import subprocess
 import tempfile
@@ -267,8 +268,8 @@ def parity(cfg):
     """Loss and gradients of an arm against Hugging Face's in fp32, at two layers of the shape.
 
     In fp32 the losses agree to 1e-5 of themselves, and cosines of gradients are 0.9999. In bf16 the
-    losses may be off by 1.1 times the most that Hugging Face's own bf16 is at any step, and the
-    gradients by 1.1 times as much, too.
+    losses may be off by 1.1 times as much as Hugging Face's own bf16 is, in the mean over the
+    steps, and the gradients by 1.1 times as much, too.
     """
     shape, device, dtype = setting(cfg)
     shape = replace(shape, config=replace(shape.config, num_hidden_layers=2), documents=2,
@@ -280,8 +281,8 @@ def parity(cfg):
     off = ((losses - reference) / reference).abs().max().item()
     if dtype != torch.float32:
         theirs, rounded = trained("hf+bf16", shape, device, dtype, steps)
-        off = (losses - reference).square().mean().sqrt().item()
-        loss_allowed = 1.1 * (theirs - reference).abs().max().item()
+        off = (losses - reference).abs().mean().item()
+        loss_allowed = 1.1 * (theirs - reference).abs().mean().item()
         angle_allowed = {k: max(1e-4, 1.1 * a) for k, a in angles(rounded, exact).items()}
     found = angles(gradients, exact)
     worst = max(found, key=lambda name: found[name] / angle_allowed[name])
@@ -325,37 +326,46 @@ def watched(found):
             found[field] = quantiles(list(map(float, column)))
 
 
-def fastest(model, loss, update, shape, device, found):
-    """The number of documents at a time that takes the least time, of those that fit."""
+def trial(cfg, shape, device, dtype, size):
+    """Least seconds of a few steps with so many documents at a time, on a model made for it: one
+    that ran out of memory in the middle of a step is not to be used again."""
+    _, loss, update = build(cfg.arm, shape.config, device, dtype)
+    times = []
+    for step in range(4):
+        since = time.perf_counter()
+        backward(loss, batch(shape, step, device), size)
+        update()
+        wait(device)
+        times.append(time.perf_counter() - since)
+    return min(times)
+
+
+def trials(cfg, shape, device, dtype):
+    """{documents at a time: seconds of a step} for 1, 2, 4 ... of them, as many as fit."""
+    found = {}
     for size in (2**i for i in range(int(math.log2(shape.documents)) + 1)):
         try:
-            times = []
-            for step in range(4):
-                since = time.perf_counter()
-                backward(loss, batch(shape, step, device), size)
-                update()
-                wait(device)
-                times.append(time.perf_counter() - since)
-            found[size] = min(times)
+            found[size] = trial(cfg, shape, device, dtype, size)
         except torch.OutOfMemoryError:
-            if not found:
-                raise
             break
-    model.zero_grad()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    return min(found, key=found.get)
+        finally:
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+    return found
 
 
 def timing(cfg):
     """Seconds of each step (and of this process's own CPU time), losses, peak memory of an arm."""
     shape, device, dtype = setting(cfg)
     try:
-        model, loss, update = build(cfg.arm, shape.config, device, dtype)
-        trials, smi, seconds, cpu_seconds, losses = {}, {}, [], [], []
+        tried, smi, seconds, cpu_seconds, losses = {}, {}, [], [], []
         micro = cfg.micro or shape.documents
         if not cfg.micro and device.type == "cuda" and shape.documents > 1:
-            micro = fastest(model, loss, update, shape, device, trials)
+            tried = trials(cfg, shape, device, dtype)
+            micro = min(tried, key=tried.get, default=1)
+        _, loss, update = build(cfg.arm, shape.config, device, dtype)
         with watched(smi):
             for step in tqdm(range(cfg.warmup + cfg.steps), cfg.arm, disable=None):
                 ids = batch(shape, step, device)
@@ -371,5 +381,5 @@ def timing(cfg):
         return {"error": "out of memory"}
     reserved = torch.cuda.max_memory_reserved() / 1e9 if device.type == "cuda" else None
     return {"seconds": seconds[cfg.warmup :], "cpu_seconds": cpu_seconds[cfg.warmup :],
-            "losses": losses, "micro": micro, "trials": trials, "memory_gb": memory_gb(device),
+            "losses": losses, "micro": micro, "trials": tried, "memory_gb": memory_gb(device),
             "reserved_gb": reserved, "nvidia_smi": smi}  # fmt: skip

@@ -55,6 +55,7 @@ def nothing_launched():
 
 def saved_bytes(forward, parameters):
     """Bytes that the graph of forward() holds on to, parameters and their gradients left out."""
+    parameters = list(parameters)
     known = {p.untyped_storage()._cdata for p in parameters}
     shapes = {p.shape for p in parameters if p.ndim == 2}
     storages = {}  # kept alive, so that no address comes twice
@@ -165,7 +166,7 @@ def main():
         with nothing_launched():
             ours = our_block(LLAMA_8B, 8192, dtype, "meta")
         theirs = their_block(LLAMA_8B, 128, dtype)
-        cpu, cpu_theirs = our_block(NARROW, 256, dtype, "cpu"), their_block(NARROW, 256, dtype)
+        cpu, cpu_theirs = our_block(NARROW, 250, dtype, "cpu"), their_block(NARROW, 250, dtype)
         for name, a, b in (("8B, kernels", ours, theirs), ("narrow, CPU path", cpu, cpu_theirs)):
             print(f"block {name:<17}{dtype!s:<23}{a:10,.0f} {b:13,.0f} {a / b:7.3f}")
     for dtype in (torch.bfloat16, torch.float32):
@@ -173,13 +174,14 @@ def main():
             *ours, theirs = heads(LLAMA_8B, 8192, dtype)
         for form, mine in zip(("per token", "common"), ours, strict=True):
             print(f"head {form:<18}{dtype!s:<23}{mine:10,.0f} {theirs:13,.0f} {mine / theirs:7.3f}")
-    for form, common in (("common gradient", True), ("per token", False)):
-        counted, matrices, attention = step_flops(LLAMA_8B, DOCUMENTS, common)
-        least = matrices + attention
-        print(f"8B on 8,192 tokens, {form}: matrix products {counted / 1e12:.1f} TFLOP, at least "
-              f"{matrices / 1e12:.1f}; attention at least {attention / 1e12:.1f}; together "
-              f"{(counted + attention) / least:.4f} of the least, with what attention takes twice "
-              f"{(counted + 1.5 * attention) / least:.4f}")  # fmt: skip
+    print("\nTFLOP of a step, 8B, 8,192 tokens      matrices    least  attention   share  +recomputed")
+    for name, lengths in (("five documents", DOCUMENTS), ("one document", (8192,))):
+        for form, common in (("common gradient", True), ("per token", False)):
+            counted, matrices, attention = step_flops(LLAMA_8B, lengths, common)
+            least = matrices + attention
+            print(f"{name + ', ' + form:<36}{counted / 1e12:11.1f}{matrices / 1e12:9.1f}"
+                  f"{attention / 1e12:11.1f}{(counted + attention) / least:8.4f}"
+                  f"{(counted + 1.5 * attention) / least:13.4f}")  # fmt: skip
 
 
 if __name__ == "__main__":

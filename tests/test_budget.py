@@ -43,7 +43,7 @@ def test_the_counter_sees_all_that_a_graph_keeps_once_and_no_parameter():
 
 @dtypes
 def test_a_block_keeps_at_most_60_percent_of_hugging_faces(dtype):
-    assert our_block(NARROW, 256, dtype, "cpu") <= 0.60 * their_block(NARROW, 256, dtype)
+    assert our_block(NARROW, 250, dtype, "cpu") <= 0.60 * their_block(NARROW, 250, dtype)
     with nothing_launched():
         kernels = our_block(LLAMA_8B, 8192, dtype, "meta")
     assert kernels <= 0.60 * their_block(LLAMA_8B, 32, dtype)
@@ -57,12 +57,18 @@ def test_the_head_keeps_at_most_5_percent_of_hugging_faces(dtype):
     assert theirs > 128_256 * 4  # at least the log-probs in fp32
 
 
-def test_a_step_multiplies_next_to_nothing_twice():
+def test_of_matrix_products_outside_attention_a_step_makes_none_twice():
     config = dataclasses.replace(LLAMA_8B, num_hidden_layers=4)
     counted, matrices, attention = step_flops(config, DOCUMENTS, common_gradient=True)
     body = config.num_hidden_layers * 218_103_808
     assert matrices == 6 * 8192 * (body + 128_256 * 4096)
-    assert 1 <= (counted + attention) / (matrices + attention) <= 1.001
-    # Per-token gradients cost one product of the head more: 1.02 of 32 layers
+    assert 1 <= counted / matrices <= 1.001
+    # Per-token gradients cost one product of the head more
     again, _, _ = step_flops(config, DOCUMENTS, common_gradient=False)
     assert again - counted == pytest.approx(2 * 8192 * 128_256 * 4096, rel=1e-3)
+
+
+def test_packed_documents_cost_two_percent_more_than_the_least_with_all_that_attention_repeats():
+    """At the true 8B shape. The kernels make nine products for the least of six."""
+    counted, matrices, attention = step_flops(LLAMA_8B, DOCUMENTS, common_gradient=True)
+    assert 1.01 < (counted + 1.5 * attention) / (matrices + attention) <= 1.02
