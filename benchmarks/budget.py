@@ -174,7 +174,9 @@ def main():
             *ours, theirs = heads(LLAMA_8B, 8192, dtype)
         for form, mine in zip(("per token", "common"), ours, strict=True):
             print(f"head {form:<18}{dtype!s:<23}{mine:10,.0f} {theirs:13,.0f} {mine / theirs:7.3f}")
-    print("\nTFLOP of a step, 8B, 8,192 tokens      matrices    least  attention   share  +recomputed")
+    print(
+        "\nTFLOP, 8B, 8,192 tokens                matrices    least  attention   share  +recomputed"
+    )
     for name, lengths in (("five documents", DOCUMENTS), ("one document", (8192,))):
         for form, common in (("common gradient", True), ("per token", False)):
             counted, matrices, attention = step_flops(LLAMA_8B, lengths, common)
