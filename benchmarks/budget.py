@@ -183,7 +183,7 @@ def main():
             least = matrices + attention
             print(f"{name + ', ' + form:<36}{counted / 1e12:11.1f}{matrices / 1e12:9.1f}"
                   f"{attention / 1e12:11.1f}{(counted + attention) / least:8.4f}"
-                  f"{(counted + 1.5 * attention) / least:13.4f}")  # fmt: skip
+                  f"{(counted + 1.5 * attention) / least:10.4f}")  # fmt: skip
 
 
 if __name__ == "__main__":
