@@ -175,7 +175,7 @@ def main():
         for form, mine in zip(("per token", "common"), ours, strict=True):
             print(f"head {form:<18}{dtype!s:<23}{mine:10,.0f} {theirs:13,.0f} {mine / theirs:7.3f}")
     print(
-        "\nTFLOP, 8B, 8,192 tokens                matrices    least  attention   share  +recomputed"
+        "\nTFLOP, 8B, 8,192 tokens                matrices    least  attention   share  +repeated"
     )
     for name, lengths in (("five documents", DOCUMENTS), ("one document", (8192,))):
         for form, common in (("common gradient", True), ("per token", False)):
