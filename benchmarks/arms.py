@@ -7,6 +7,7 @@ loss that these documents add, the last ones or not; update() = what follows the
 import contextlib
 import gc
 import math
+import os
 import subprocess
 import tempfile
 import time
@@ -197,6 +198,8 @@ def batch(shape, step, device):
 
 def setting(cfg):
     """(shape with the command line's sizes, device, dtype to compute in)."""
+    if not cfg.arm.startswith("ours"):
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "0")  # as shipped: init is ours, and sets it
     _, _, device = parallel.init()
     shape = SHAPES[cfg.shape]
     shape = replace(shape, documents=cfg.documents or shape.documents,

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -302,3 +304,19 @@ def test_shared_modules_know_no_stage():
     marks = (".backward()", "optimizer.step(")
     found = {name for name, text in code.items() if any(mark in text for mark in marks)}
     assert found == {f"train_{stage}.py" for stage in STAGES}
+
+
+def test_large_tensors_get_huge_pages_where_the_system_has_them():
+    """64 MB are 16,384 small pages, or 32 huge ones and a few more."""
+    system = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not system.exists() or "[never]" in system.read_text():
+        pytest.skip("this system has no huge pages")
+    code = """if True:
+        import os, resource, parallel, torch
+        parallel.init("cpu")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, flush=True)
+        os._exit(0)"""
+    faults = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert int(faults.stdout) < 4000
