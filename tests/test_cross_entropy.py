@@ -153,12 +153,12 @@ def test_the_gradient_of_logits_may_take_their_place_in_half_the_size(dtype, blo
 @both
 def test_fp16_gradients_that_add_up_beyond_its_range_are_taken_per_token(path, monkeypatch):
     use(path, monkeypatch)
-    hidden = torch.full((4096, 2), 20.0, dtype=torch.float16, device=DEVICE)
+    hidden = torch.full((4096, 2), 40.0, dtype=torch.float16, device=DEVICE)
     weight = torch.zeros(2, 2, dtype=torch.float16, device=DEVICE, requires_grad=True)
     labels = torch.zeros(4096, dtype=torch.long, device=DEVICE)
     loss = -linear_logprobs(hidden, weight, labels, common_gradient=True).sum() / 4096
     loss.backward()
-    assert weight.grad.tolist() == [[-10, -10], [10, 10]]
+    assert weight.grad.tolist() == [[-20, -20], [20, 20]]
 
 
 @pytest.mark.parametrize("dtype, count", [(torch.float32, 16), (torch.bfloat16, 4)])

@@ -143,6 +143,26 @@ def test_two_calls_give_the_same_bits_and_leave_their_inputs_alone(path, monkeyp
 
 
 @triton_only
+def test_a_gradient_of_a_gradient_is_refused_rather_than_wrong(path, monkeypatch):
+    use(path, monkeypatch)
+    x, w = torch.ones(4, 8, device=DEVICE), torch.ones(8, device=DEVICE)
+    q, cos = torch.ones(4, 2, 8, device=DEVICE), torch.ones(4, 4, device=DEVICE)
+    weight, labels = torch.ones(5, 8, device=DEVICE), torch.zeros(4, dtype=torch.long).to(DEVICE)
+    for op, value in (
+        (lambda x: rms_norm(x, w, 1e-5), x),
+        (lambda x: swiglu(x, x), x),
+        (lambda x: rope(x, x, cos, cos)[0], q),
+        (lambda x: linears(swiglu, (x, x), (weight,))[0], x),
+        (lambda x: linear_logprobs(x, weight, labels), x),
+        (lambda x: linear_logprobs(x, weight, labels, common_gradient=True), x),
+    ):
+        x = value.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(op(x).square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            grad.sum().backward()
+
+
+@triton_only
 def test_inputs_that_are_views_with_strides_give_the_numbers_of_their_copies(path, monkeypatch):
     use(path, monkeypatch)
     wide, w = normal(12, 80).to(DEVICE, torch.float32), normal(40, seed=1).to(DEVICE, torch.float32)
