@@ -6,7 +6,8 @@ GPU.
 Training steps of true Llama shapes run on meta tensors, which have shapes and no data. So each
 kernel is asked for just as in training, with its dtypes, strides and block sizes; instead of being
 launched it is compiled, and ptxas says what a thread of it takes. Exit code 1 if a kernel spills
-more than a few registers, needs more shared memory than the chip has, or was not reached.
+more than a few registers, needs more shared memory than the chip has, widens no offset to 64 bits,
+or was not reached.
 """
 
 import os
@@ -132,7 +133,8 @@ def compile_all(report):
             registers, spilled = resources(compiled)
             report({"kernel": name, **where, "warps": compiled.metadata.num_warps,
                     "registers": registers, "spilled": spilled,
-                    "shared": compiled.metadata.shared})  # fmt: skip
+                    "shared": compiled.metadata.shared,
+                    "int64": "arith.extsi" in compiled.asm["ttir"]})  # fmt: skip
         return compiled
 
     JITFunction.run = compile_only
@@ -163,6 +165,8 @@ def main():
         for what, most in (("spilled", SPILLED_BYTES), ("shared", SHARED_BYTES)):
             if r[what] > most[capability]:
                 wrong.append(f"{r['kernel']} {r['chip']} {r['shape']}: {r[what]} bytes {what}")
+        if not r["int64"]:  # a row's number times the width, in 32 bits, ends at 2^31
+            wrong.append(f"{r['kernel']}: no offset is widened to 64 bits")
     for capability in SHARED_BYTES:
         reached = {r["kernel"] for r in rows if r["chip"] == f"sm_{capability}"}
         wrong += [f"{name}: not compiled for sm_{capability}"
