@@ -30,7 +30,6 @@ Shapes: q (N, H, Dh), k and v (N, K, Dh) -> (N, H, Dh). Head dims 16, 32, 64 and
 others, fp64 and the CPU take the PyTorch path of attention_cpu.py.
 """
 
-
 import torch
 import triton
 import triton.language as tl
