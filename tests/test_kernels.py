@@ -17,6 +17,7 @@ from closeness import (
     root_mean_square,
     use,
 )
+from tiny import tiny_config
 from torch.nn import functional as F
 
 import kernels
@@ -28,6 +29,9 @@ from kernels.linear import linears
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope
 from kernels.swiglu import swiglu
+from model import Llama, LlamaConfig
+from optim import build_optimizer
+from packing import collate, document, family
 
 H, K, DH = 6, 2, 16
 triton_only = pytest.mark.parametrize("path", ["triton"])
@@ -297,3 +301,30 @@ def test_linears_keep_their_inputs_and_nothing_they_made():
     with torch.no_grad():
         (again,) = linears(lambda x, w: rms_norm(x, w, 1e-5), (x, w), (a,))
     assert torch.equal(y, again) and not again.requires_grad
+
+
+# ---- all of them in a model ----------------------------------------------------------------------
+
+
+def test_a_training_step_by_kernels_is_the_one_by_definitions(monkeypatch):
+    """Log-probs, every gradient and every updated weight, of a row with a family."""
+    torch.manual_seed(0)
+    config = LlamaConfig.from_dict(tiny_config(head_dim=16))
+    row = collate([family([1, 2, 3, 4], [[5, 6], [7]]), document(range(9, 40))]).to(DEVICE)
+    start, found = Llama(config).state_dict(), {}
+    for path in ("torch", "triton"):
+        use(path, monkeypatch)
+        model = Llama(config).to(DEVICE)
+        model.load_state_dict(start)
+        args = (row.input_ids, row.position_ids, row.cu_seqlens, row.labels, row.parent)
+        logprobs = model(*args, common_gradient=True)
+        (-logprobs.sum()).backward()
+        grads = [p.grad.clone() for p in model.parameters()]
+        build_optimizer(model, 1e-3, 0.1).step(scale=0.5)
+        found[path] = [logprobs.detach(), *grads], list(model.parameters())
+    (gradients, weights), (want, want_weights) = found["triton"], found["torch"]
+    for a, b in zip(gradients, want, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+    # The first step of Adam is the rate times the sign of the gradient, even of one next to nothing
+    for a, b in zip(weights, want_weights, strict=True):
+        assert (a - b).abs().max() <= 1e-3 / 50
