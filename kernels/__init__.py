@@ -55,10 +55,3 @@ def check_shape(op, name, x, shape):
     if not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{op}: {name} has shape {tuple(x.shape)}, must be ({wanted})")
-
-
-def programs(device):
-    """How many programs of a loop over rows fill the device: 2 a multiprocessor."""
-    if device.type == "cuda":
-        return 2 * torch.cuda.get_device_properties(device).multi_processor_count
-    return 4

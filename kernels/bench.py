@@ -6,7 +6,6 @@ Each run adds its rows to benchmarks/results/kernels-<device>.jsonl.
 """
 
 import json
-import platform
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 import triton
 
 import kernels
+from metrics import git_commit
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 ON_GPU = torch.cuda.is_available()
@@ -133,9 +133,9 @@ def compare(name, op, ref, inputs, forward, backward, others=None):
 
 def store(row):
     """Add a row, with hardware and versions, to benchmarks/results/kernels-<device>.jsonl."""
-    device = torch.cuda.get_device_name() if ON_GPU else platform.processor() or "cpu"
+    device = torch.cuda.get_device_name()
     about = {"device": device, "torch": str(torch.__version__), "triton": triton.__version__,
-             "time": time.strftime("%Y-%m-%d %H:%M")}  # fmt: skip
+             "git_commit": git_commit(), "time": time.strftime("%Y-%m-%d %H:%M")}  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / f"kernels-{device.replace(' ', '_')}.jsonl", "a") as f:
         f.write(json.dumps(row | about) + "\n")
