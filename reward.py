@@ -12,10 +12,7 @@ where it was when the same command is given again: nothing is sampled or judged 
     python reward.py pairs --layout continuation
 """
 
-import contextlib
-import fcntl
 import hashlib
-import json
 import os
 import random
 import sys
@@ -30,8 +27,9 @@ from config import UserError, check_choice, check_range, parse
 from endpoint import Unanswered, ask_http, check_endpoint
 from extract import final_answer, same_answer
 from generate import load, stream
-from jsonl import check_messages, notice, read_jsonl, sha, write_jsonl
+from jsonl import check_messages, read_jsonl, sha, write_jsonl
 from judge import ask_exact, ask_local, next_request, read_verdict, unusable
+from logs import TRAJECTORY, VERDICT, append_to, read_log, tally
 from pairs import by_solution, fap_pairs, scp_pairs
 
 
@@ -79,63 +77,6 @@ class Pairs:
     scp_per_prompt: int = 2  # pairs by process, at most
     layout: str = "paper"  # of SCP: paper asks for the next step, continuation goes on mid-turn
     seed: int = 0  # chooses among the possible pairs
-
-
-# ---- logs ---------------------------------------------------------------------------------------
-
-TRAJECTORY = {"id": str, "prompt": list, "answer": str, "text?": str, "finish": str}
-TRAJECTORY |= {"sample": int, "policy_sha": str, "correct?": bool}
-VERDICT = {"id": str, "trajectory": str, "request_sha": str, "kind": str, "parsed?": dict}
-
-
-def read_log(path, fields):
-    """{id: record}. UserError for a record that does not fit or an id that is there twice."""
-    records = {}
-    for line, record in read_jsonl(path, fields):
-        if record["id"] in records:
-            raise UserError(f"{path}:{line}: id: {record['id']!r} is there twice")
-        records[record["id"]] = record
-    return records
-
-
-@contextlib.contextmanager
-def append_to(path, fields):
-    """The records of a log, and a function that adds one. A last line cut short is removed.
-
-    UserError while another run has the log open: two would do everything twice.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{path}: another run is writing to it") from None
-        file.seek(0)
-        whole = 0  # bytes up to the end of the last complete line
-        for line in file:
-            whole += len(line) if line.endswith(b"\n") else 0
-        if whole < file.tell():
-            notice(f"{path}: incomplete last line removed (a run was stopped)")
-            file.truncate(whole)
-        records = read_log(path, fields)
-
-        def add(record):
-            records[record["id"]] = record
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-            file.flush()  # a killed run loses at most the line it was writing
-
-        yield records, add
-
-
-def tally(what, counts, used):
-    """Print `total what = n used + n skipped [by reason]`; returns the number used."""
-    taken = sum(counts[name] for name in used)
-    lost = {reason: n for reason, n in counts.items() if reason not in used and n}
-    parts = " + ".join(f"{counts[name]:,} {name}" for name in used)
-    text = f"{counts.total():,} {what} = {parts} + {sum(lost.values()):,} skipped"
-    listed = ", ".join(f"{n:,} {reason}" for reason, n in sorted(lost.items()))
-    print(text + (f" [{listed}]" if lost else ""), flush=True)
-    return taken
 
 
 # ---- sample -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from judging import asked, completion, numbers, rows_of, run_judge, serving, url, write_solutions
 from tiny import sentences, write_checkpoint, write_rows
 
+import logs
 import reward
 from config import UserError
 from jsonl import sha
@@ -125,7 +126,7 @@ def test_the_reply_on_an_equal_solution_is_not_asked_for_again(out):
 
 
 def test_two_runs_cannot_write_the_same_log(out):
-    with reward.append_to(out / "verdicts.jsonl", reward.VERDICT):
+    with logs.append_to(out / "verdicts.jsonl", logs.VERDICT):
         with pytest.raises(UserError, match="another run"):
             run_judge(out, judge="exact")
 
