@@ -28,7 +28,9 @@ def flag_comments(cls):
     """{field: its trailing comment in the source of the dataclass}."""
     # A long default may go on in deeper lines, the comment then stands in one of these
     field = r"^    (\w+):[^#\n]*(?:\n {8}[^#\n]*)*#\s*(.+)$"
-    return dict(re.findall(field, inspect.getsource(cls), re.M))
+    classes = [base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
+    found = (re.findall(field, inspect.getsource(base), re.M) for base in classes)
+    return {name: comment for pairs in found for name, comment in pairs}
 
 
 def print_help(cls):

@@ -27,6 +27,7 @@ from config import UserError
 RETRY = {408, 409, 425, 429}  # and every 5xx
 HOPELESS = {301, 302, 303, 307, 308, 401, 403, 404}
 REPLY_BYTES = 16 * 2**20
+TOKENS = "prompt_tokens", "completion_tokens", "total_tokens"  # what is kept of usage
 LONGEST_PAUSE = 300.0  # seconds, whatever Retry-After says
 
 
@@ -68,18 +69,37 @@ def read_body(response, deadline):
     return body
 
 
+def what_it_says(error, deadline):
+    """The body of a refusal, or why there is none: a server in trouble may break off here, too."""
+    try:
+        return read_body(error, deadline).decode("utf-8", "replace")
+    except (OSError, HTTPException, ValueError) as trouble:
+        return f"({trouble or type(trouble).__name__})"
+
+
 def read_reply(body):
-    """(text, finish_reason, usage) of a chat completion. ValueError if it is something else."""
+    """{"raw", "finish", "usage", "logprobs"} of a chat completion; the log-probs of its tokens are
+    None where the server sends none. ValueError if it is something else.
+
+    A log's strict reader must be able to read it again: so of usage only counts are kept, and the
+    finish reason must be printable. NUL in the text is the writer's to replace.
+    """
     try:
         value = json.loads(body)
         choice = value["choices"][0]
         text = choice["message"]["content"] or ""  # null when only reasoning or a refusal came
-        finish, usage = choice.get("finish_reason") or "stop", value.get("usage") or {}
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        finish, usage = choice.get("finish_reason") or "stop", value.get("usage")
+        tokens = (choice.get("logprobs") or {}).get("content")
+        logprobs = None if tokens is None else [float(token["logprob"]) for token in tokens]
+        if not all(map(math.isfinite, logprobs or ())):
+            raise ValueError
+        if not isinstance(text, str) or not isinstance(finish, str) or not finish.isprintable():
+            raise ValueError
+    except (ArithmeticError, LookupError, ValueError, TypeError, AttributeError, RecursionError):
         raise ValueError("the reply is not a chat completion") from None
-    if not isinstance(text, str) or not isinstance(finish, str):
-        raise ValueError("the reply is not a chat completion")
-    return text.encode("utf-8", "replace").decode(), finish, usage if type(usage) is dict else {}
+    text, usage = text.encode("utf-8", "replace").decode(), usage if type(usage) is dict else {}
+    usage = {k: usage[k] for k in TOKENS if type(usage.get(k)) is int and 0 <= usage[k] < 2**63}
+    return {"raw": text, "finish": finish, "usage": usage, "logprobs": logprobs}
 
 
 def retry_after(headers):
@@ -90,7 +110,7 @@ def retry_after(headers):
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             seconds = 0
     return min(max(seconds, 0.0), LONGEST_PAUSE) if math.isfinite(seconds) else 0
 
@@ -98,7 +118,7 @@ def retry_after(headers):
 def post(body, cfg, key):
     """One request to the endpoint, again after a pause while that may help.
 
-    Returns {"raw", "finish", "usage", "latency_s", "tries"}. Raises Unanswered.
+    Returns what read_reply does and {"latency_s", "tries"}. Raises Unanswered.
     """
     url = cfg.base_url.rstrip("/") + "/chat/completions"
     local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
@@ -118,14 +138,13 @@ def post(body, cfg, key):
         begin = time.monotonic()
         try:
             with opener.open(request, timeout=cfg.timeout_s) as response:
-                raw, finish, usage = read_reply(read_body(response, begin + cfg.timeout_s))
+                reply = read_reply(read_body(response, begin + cfg.timeout_s))
             latency = round(time.monotonic() - start, 3)
-            usage = json.loads(redact(json.dumps(usage)))
-            reply = {"raw": redact(raw), "finish": redact(finish), "usage": usage}
+            reply |= {name: redact(reply[name]) for name in ("raw", "finish")}
             return reply | {"latency_s": latency, "tries": tries}
         except urllib.error.HTTPError as error:
             with error:
-                text = error.read(2000).decode("utf-8", "replace")
+                text = what_it_says(error, begin + cfg.timeout_s)
             reason = redact(f"HTTP {error.code}: {' '.join(text.split())[:300]}")
             if error.code not in RETRY and error.code < 500:
                 raise Unanswered(reason, error.code in HOPELESS) from None

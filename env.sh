@@ -1,4 +1,4 @@
-# Sourced by run.sh and test.sh: `make_env WHAT...` gives an up-to-date .venv with the packages WHAT
+# Sourced by the other scripts. `make_env WHAT...` gives an up-to-date .venv with the packages WHAT
 # (arguments of pip install) and puts it first in PATH. PYTHON=/path/to/python3.11 chooses another.
 
 find_python() {
@@ -26,4 +26,18 @@ make_env() {
   fi
   PATH="$PWD/.venv/bin:$PATH"
   export PATH TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+}
+
+# Serves the sample world's judge on a free port until the script ends; its address in $judge_url.
+start_judge() {
+  local url judge
+  url=$(mktemp)
+  python sample/judge_server.py --port 0 >"$url" &
+  judge=$!
+  trap "kill $judge 2>/dev/null || true; rm -f $url" EXIT
+  until [ -s "$url" ]; do
+    kill -0 $judge || exit 1
+    sleep 0.2
+  done
+  judge_url=$(head -n 1 "$url")/v1
 }

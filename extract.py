@@ -137,15 +137,21 @@ def bare(text):
 BARE_WORDS = 3  # a longer reply without a mark is reasoning, not an answer
 
 
+def final_answers(text):
+    """{plain form: words} of the different final answers that a solution marks as such."""
+    found = [next(group for group in m.groups() if group) for m in ANSWER.finditer(text)]
+    return {bare(answer): answer.strip() for answer in found}
+
+
 def final_answer(text):
     """The final answer a solution commits itself to; None if there is none or more than one.
 
     A reply of a few words and no mark is itself the answer: a label, a number, a name.
     """
-    found = [next(group for group in m.groups() if group) for m in ANSWER.finditer(text)]
+    found = final_answers(text)
     if not found and len(text.split()) <= BARE_WORDS and not re.search(r"boxed|[#:\[]", text):
         return text.strip() or None
-    return found[-1].strip() if len({bare(answer) for answer in found}) == 1 else None
+    return found.popitem()[1] if len(found) == 1 else None
 
 
 def same_answer(final, reference):

@@ -3,8 +3,11 @@
     waiting -> prefill (packed, each prompt once) -> slots 0 .. A-1 of the cache -> decode: one
     forward gives one token to each -> the finished leave, the next ones enter
 
-Continuous batching: no sequence waits for the longest answer of its batch. The n samples of a
-prompt share one prefill; the others start from a copy of its cache slot.
+Continuous batching: no sequence waits for the longest answer of its batch. `schedule` says whose
+turn it is, knowing nothing of a model; `stream` makes the tokens: a prefill by Llama.forward, one
+more token for all by decode.py. The active sequences always fill the first slots, so that a step
+reads the cache in place: who leaves is replaced by the last one. The n samples of a prompt share
+one prefill; the others start from a copy of its cache slot.
 
     python generate.py --prompt "What is a bond?" --temperature 0.7 --max_new_tokens 64
     python generate.py --init_from out/demo/aligned --chat
@@ -20,6 +23,7 @@ from tqdm import tqdm
 
 import parallel
 from config import UserError, check_range, parse
+from decode import block_weights, decode_step
 from model import KVCache, Llama
 from tokenizer import Tokenizer
 
@@ -57,21 +61,23 @@ class Sequence:
     sample: int
     position: int  # of the next token that goes into the model
     room: int  # tokens it may still write
-    uniforms: np.ndarray  # one random number per token to come
     out: Completion = field(default_factory=Completion)
     token: int = -1  # sampled last, not yet in the cache
+    uniforms: np.ndarray | None = None  # one random number per token to come
 
 
 def choose(logits, uniforms, temperature, top_p):
-    """Next tokens (A,) and their untempered log-probs (A,) from logits (A, V), uniforms (A,) < 1.
+    """Next tokens (A,) and their untempered log-probs (A,) from logits (A, V), uniforms (A,) < 1
+    (None at temperature 0).
 
     Inverse CDF: the token is where the cumulated probability passes the sequence's own uniform
     number, so it does not depend on the other rows. Top-p (arXiv:1904.09751) keeps the smallest
     set of tokens with at least that mass, always with the likeliest one.
     """
-    logprobs = logits.float().log_softmax(-1)  # (A, V)
+    logits = logits.float()
+    logprobs = logits.log_softmax(-1)  # (A, V)
     if temperature == 0:
-        tokens = logprobs.argmax(-1)  # (A,)
+        tokens = logits.argmax(-1)  # (A,); two log-probs may be equal where the logits are not
     else:
         # The likeliest token's logit is 0 before the division: a tiny temperature cannot overflow.
         shifted = logprobs - logprobs.amax(-1, keepdim=True)
@@ -114,20 +120,20 @@ def prefill(model, cache, prompts, slots):
     return torch.cat(logits)  # (B, V)
 
 
-def admit(model, cache, prompts, n, entering, start, kept):
+def admit(model, cache, prompts, entering, start, kept, more):
     """Bring the prompts of the entering sequences into slots start, start + 1, ...
 
     kept: (prompt index, its logits (V,)) of a prompt whose samples did not all fit last time, or
-    None; the cache's last slot holds it. Returns logits (A, V), a row per sequence, and the next
-    kept.
+    None; the cache's last slot holds it. more: will the last prompt be asked for again? Returns
+    logits (A, V), a row per sequence, and the next kept.
     """
     members = {}  # prompt -> slots of its entering samples
     for slot, seq in enumerate(entering, start):
         members.setdefault(seq.prompt, []).append(slot)
-    spare = cache.k.shape[1] - 1
+    spare = cache.slots - 1
     last_logits = {}
     if kept and kept[0] in members:
-        cache.copy_slot(spare, members[kept[0]])
+        cache.copy_slot(spare, members[kept[0]], len(prompts[kept[0]]))
         last_logits[kept[0]] = kept[1]
     new = [i for i in members if i not in last_logits]
     if new:
@@ -135,32 +141,35 @@ def admit(model, cache, prompts, n, entering, start, kept):
         last_logits |= dict(zip(new, rows, strict=True))
     for i in new:
         if members[i][1:]:
-            cache.copy_slot(members[i][0], members[i][1:])
+            cache.copy_slot(members[i][0], members[i][1:], len(prompts[i]))
     last = entering[-1].prompt
-    if last in new and entering[-1].sample < n - 1:
-        cache.copy_slot(members[last][0], [spare])
+    if last in new and more:
+        cache.copy_slot(members[last][0], [spare], len(prompts[last]))
     return torch.stack([last_logits[seq.prompt] for seq in entering]), (last, last_logits[last])
 
 
-def decode(model, cache, active):
-    """One more token into every sequence; logits (A, V)."""
-    device = next(model.parameters()).device
-    rows = torch.tensor([(seq.token, seq.position) for seq in active], device=device)
-    cu_seqlens = torch.arange(len(active) + 1, device=device, dtype=torch.int32)
-    for seq in active:
-        seq.position += 1
-    # Without `slots` row r is slot r: the cache is read in place, not gathered.
-    return model(rows[:, 0].contiguous(), rows[:, 1].contiguous(), cu_seqlens, cache=cache)
+def schedule(waiting, slots, move):
+    """Continuous batching. Yields (turn, start): the sequences that are to get one token each.
 
-
-def leave(cache, active):
-    """Drop the finished from the active list; the last ones move into the slots that fall free."""
-    for slot in reversed(range(len(active))):
-        if active[slot].out.finish:
-            moved = active.pop()
-            if slot < len(active):
-                cache.copy_slot(len(active), [slot])
-                active[slot] = moved
+    start: None for all active ones; else the turn's sequences are new and take the slots start,
+    start + 1, ... The caller sets `out.finish` of those that are done; they leave, and for each
+    gap move(src, dst, length) is called: slot dst becomes what slot src holds.
+    waiting: deque of Sequences, taken from its left.
+    """
+    active = []
+    while waiting or active:
+        # Every admission is a forward of its own: let a sixteenth of the slots run empty first.
+        free, start = slots - len(active), None
+        if waiting and free >= min(max(1, slots // 16), len(waiting)):
+            turn, start = [waiting.popleft() for _ in range(min(free, len(waiting)))], len(active)
+            active += turn
+        yield (active if start is None else turn), start
+        for slot in reversed(range(len(active))):
+            if active[slot].out.finish:
+                last = active.pop()
+                if slot < len(active):
+                    move(len(active), [slot], last.position)
+                    active[slot] = last
 
 
 def check(model, prompts, max_new_tokens, temperature, top_p, n, slots):
@@ -169,10 +178,9 @@ def check(model, prompts, max_new_tokens, temperature, top_p, n, slots):
         raise UserError(
             f"temperature {temperature}, top_p {top_p}: need temperature >= 0 and 0 < top_p <= 1"
         )
-    if min(max_new_tokens, n, slots) < 1:
-        raise UserError(
-            f"max_new_tokens {max_new_tokens}, n {n}, slots {slots}: each must be at least 1"
-        )
+    least = max_new_tokens if isinstance(max_new_tokens, int) else min(max_new_tokens, default=1)
+    if min(least, n, slots) < 1:
+        raise UserError(f"max_new_tokens {least}, n {n}, slots {slots}: each must be at least 1")
     context = model.config.max_position_embeddings
     for i, ids in enumerate(prompts):
         if not 0 < len(ids) < context:
@@ -183,62 +191,88 @@ def check(model, prompts, max_new_tokens, temperature, top_p, n, slots):
             )
 
 
-@torch.no_grad()
+def sequences(model, prompts, max_new_tokens, wanted):
+    """A deque of the wanted (prompt, sample) pairs as Sequences, those of a prompt in a row."""
+    if isinstance(max_new_tokens, int):
+        max_new_tokens = [max_new_tokens] * len(prompts)
+    context = model.config.max_position_embeddings
+    room = [min(m, context - len(p)) for m, p in zip(max_new_tokens, prompts, strict=True)]
+    return deque(Sequence(i, k, len(prompts[i]), room[i]) for i, k in sorted(wanted))
+
+
+def uniform(seq, seed):
+    """The random number of the sequence's next token."""
+    if seq.uniforms is None:
+        # Philox counts from a key, so sample k of prompt i owns its numbers: neither the batch nor
+        # the order of the sequences can change them.
+        key = np.array([seed % 2**64, seq.sample], dtype=np.uint64)
+        seq.uniforms = np.random.Generator(np.random.Philox(key=key)).random(seq.room)
+    return seq.uniforms[len(seq.out.ids)]
+
+
+def record(seq, token, logprob, stop_ids):
+    """Add a chosen token to its sequence, and say if that was the last."""
+    if logprob != logprob:
+        raise UserError("the model's logits are not finite: the checkpoint has diverged")
+    seq.out.logprobs.append(logprob)
+    seq.token = token
+    if token in stop_ids:
+        seq.out.finish = "stop"
+    else:
+        seq.out.ids.append(token)
+        seq.room -= 1
+        seq.out.finish = None if seq.room else "length"
+
+
+@torch.inference_mode()
 def stream(
-    model, prompts, stop_ids, max_new_tokens, temperature=0.0, top_p=1.0, n=1, seeds=None, slots=64
+    model,
+    prompts,
+    stop_ids,
+    max_new_tokens,
+    temperature=0.0,
+    top_p=1.0,
+    n=1,
+    seeds=None,
+    slots=64,
+    wanted=None,
 ):
     """Yields (prompt index, sample index, Completion so far) after every token of every sequence.
 
-    The Completion is the same object each time and is final once `finish` is set. Arguments as
-    for generate().
+    The Completion is the same object each time and is final once `finish` is set. wanted: the
+    (prompt index, sample index) pairs to make, None = samples 0 .. n-1 of every prompt. Other
+    arguments as for generate().
     """
     check(model, prompts, max_new_tokens, temperature, top_p, n, slots)
-    if not prompts:
+    if wanted is None:
+        wanted = [(i, k) for i in range(len(prompts)) for k in range(n)]
+    if not wanted:
         return
     seeds = list(range(len(prompts))) if seeds is None else seeds
-    context = model.config.max_position_embeddings
-    room = [min(max_new_tokens, context - len(ids)) for ids in prompts]
+    waiting = sequences(model, prompts, max_new_tokens, wanted)
+    longest = max(seq.position + seq.room for seq in waiting)
+    # Where a prompt has several samples, one slot more keeps it while some are still entering.
+    spare = int(len({seq.prompt for seq in waiting}) < len(waiting))
+    slots = min(slots, len(waiting), max(1, CACHE_TOKENS // longest - spare))
     weight = next(model.parameters())
-    longest = max(len(ids) + more for ids, more in zip(prompts, room, strict=True))
-    # With several samples one slot more keeps the prompt whose samples are still entering.
-    spare = int(n > 1)
-    slots = min(slots, len(prompts) * n, max(1, CACHE_TOKENS // longest - spare))
     cache = KVCache(model.config, slots + spare, longest, weight.dtype, weight.device)
-    waiting = deque((i, k) for i in range(len(prompts)) for k in range(n))
-    active, kept = [], None
-    while waiting or active:
-        # Every admission is a forward of its own: let a sixteenth of the slots run empty first.
-        free = slots - len(active)
-        if waiting and free >= min(max(1, slots // 16), len(waiting)):
-            turn = []
-            for _ in range(min(free, len(waiting))):
-                i, k = waiting.popleft()
-                # Philox counts from a key, so sample k of prompt i owns its numbers: neither the
-                # batch nor the order of the sequences can change them.
-                key = np.array([seeds[i] % 2**64, k], dtype=np.uint64)
-                uniforms = np.random.Generator(np.random.Philox(key=key)).random(room[i])
-                turn.append(Sequence(i, k, len(prompts[i]), room[i], uniforms))
-            logits, kept = admit(model, cache, prompts, n, turn, len(active), kept)
-            active += turn
+    blocks, kept, uniforms = block_weights(model), None, None
+    for turn, start in schedule(waiting, slots, cache.copy_slot):
+        if start is None:
+            tokens, positions = [seq.token for seq in turn], [seq.position for seq in turn]
+            logits = decode_step(model, blocks, cache, tokens, positions)
+            for seq in turn:
+                seq.position += 1
         else:
-            turn = list(active)
-            logits = decode(model, cache, turn)
-        uniforms = [seq.uniforms[len(seq.out.ids)] for seq in turn]
-        uniforms = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)
+            more = bool(waiting) and waiting[0].prompt == turn[-1].prompt
+            logits, kept = admit(model, cache, prompts, turn, start, kept, more)
+        if temperature > 0:
+            uniforms = [uniform(seq, seeds[seq.prompt]) for seq in turn]
+            uniforms = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)
         tokens, logprobs = choose(logits, uniforms, temperature, top_p)
         for seq, token, logprob in zip(turn, tokens.tolist(), logprobs.tolist(), strict=True):
-            if logprob != logprob:
-                raise UserError("the model's logits are not finite: the checkpoint has diverged")
-            seq.out.logprobs.append(logprob)
-            seq.token = token
-            if token in stop_ids:
-                seq.out.finish = "stop"
-            else:
-                seq.out.ids.append(token)
-                seq.room -= 1
-                seq.out.finish = None if seq.room else "length"
+            record(seq, token, logprob, stop_ids)
             yield seq.prompt, seq.sample, seq.out
-        leave(cache, active)
 
 
 def generate(
@@ -255,10 +289,11 @@ def generate(
 ):
     """n sampled continuations of every prompt: a list per prompt of n Completions.
 
-    prompts: lists of token ids, BOS included. stop_ids: ids that end an answer. seeds: one int per
-    prompt (default 0, 1, ...); sample k of prompt i depends on (seeds[i], k) only, not on batch
-    size, slots or order. slots: sequences decoded together, fewer where as many times the longest
-    prompt + answer would exceed CACHE_TOKENS. progress: title of a progress bar, None for none.
+    prompts: lists of token ids, BOS included. stop_ids: ids that end an answer. max_new_tokens:
+    longest answer, one number or a list with one per prompt. seeds: one int per prompt (default 0,
+    1, ...); sample k of prompt i depends on (seeds[i], k) only, not on batch size, slots or order.
+    slots: sequences decoded together, fewer where as many times the longest prompt + answer would
+    exceed CACHE_TOKENS. progress: title of a progress bar, None for none.
     Raises UserError for a prompt that leaves no room in the context.
     """
     done = [[None] * n for _ in prompts]
@@ -320,10 +355,11 @@ def chat(model, tokenizer, cfg):
         messages.append({"role": "assistant", "content": reply})
 
 
-def load(path, device="auto", dtype="auto"):
-    """(model, tokenizer) of a checkpoint folder, ready to sample. UserError under torchrun."""
+def load(path, device="auto", dtype="auto", ranks=False):
+    """(model, tokenizer) of a checkpoint folder, ready to sample. UserError under torchrun, unless
+    ranks=True: then every rank gets the whole model, for work of its own."""
     _, world, device = parallel.init(device)
-    if world > 1:
+    if world > 1 and not ranks:
         raise UserError("sampling runs as a single process: python, not torchrun")
     tokenizer = Tokenizer(path)
     model = Llama.from_pretrained(path, device, parallel.auto_dtype(dtype, device)).eval()

@@ -1,7 +1,7 @@
 """The judge of a solution: what it is asked, who answers, and how strictly its reply is read.
 
-    outcome  (FAP): is the final answer the reference's?          -> Correctness: correct | wrong
-    stepwise (SCP): where does a wrong solution leave the path?   -> quotes and one corrected step
+    outcome  (FAP): is the final answer the reference's?       -> Correctness: correct | wrong
+    stepwise (SCP): where does the solution leave the path?    -> quotes and one corrected step
 
 A generative reward model in the sense of arXiv:2501.04961 section 5.3: prompted, not trained, and
 always given the reference answer. Three judges answer the same requests: an OpenAI-compatible
@@ -11,10 +11,12 @@ endpoint (endpoint.py), a local checkpoint, and a comparison of final answers by
 import json
 import re
 import time
+from collections import Counter
+from itertools import pairwise
 
 from config import UserError
 from endpoint import Unanswered
-from extract import final_answer, same_answer
+from extract import final_answer, final_answers, same_answer
 from generate import stream
 from jsonl import sha, unique
 
@@ -40,8 +42,8 @@ Reply with one JSON object and nothing else:
 "Correctness": "<correct or wrong>"}}"""
 
 STEPWISE = """\
-Below are a question, a reference answer and a solution that ends in a wrong answer. Find the \
-step at which the solution first goes wrong, and write that step as it should have been.
+Below are a question, a reference answer and a solution. Find the step at which the solution \
+first goes wrong, and write that step as it should have been.
 
 <question>
 {question}
@@ -77,6 +79,8 @@ KEYS = {
 TAG = re.compile(r"<(?=\s*/?\s*(?:question|reference|answer)\b)", re.I)
 # No text: control characters, half surrogates, and U+FFFD, which stands for bytes that were none.
 BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffd]")
+
+CONTROL = re.compile(r"<\|[^\s|<>]+\|>")  # <|eot_id|> in letters: no solution, whoever wrote it
 
 
 # ---- the question and its reply -----------------------------------------------------------------
@@ -143,9 +147,18 @@ def locate(text, prefix, step):
     return found.span(1) if found else None
 
 
-def count_steps(text):
-    """Steps in a part of a solution: lines, and within a line whatever `Step 3:` begins."""
-    return sum(bool(s.strip()) for s in re.split(r"\n+|(?=\bstep\s+\d+\s*[:.)])", text, flags=re.I))
+BLANK = r"[^\S\n]"  # a step does not begin in one line and go on in the next
+STEP = re.compile(
+    rf"\n+|\bstep{BLANK}+\d+{BLANK}*[:.)]|\b(?:(?:the|final){BLANK}+)*answer{BLANK}*:", re.I
+)
+
+
+def split_steps(text):
+    """(start, end) of each step of a solution: lines, and within a line whatever begins with
+    `Step 3:` or `Answer:`. White space around a step is no part of it."""
+    cuts = [0, *(m.start() for m in STEP.finditer(text)), len(text)]
+    pieces = ((a, b, text[a:b].strip()) for a, b in pairwise(cuts))
+    return [(text.index(piece, a), a + len(text[a:b].rstrip())) for a, b, piece in pieces if piece]
 
 
 # ---- judges that need no endpoint ---------------------------------------------------------------
@@ -191,35 +204,78 @@ def ask_local(bodies, model, tokenizer):
 
 def unusable(record):
     """Why a solution is neither judged nor used, or None."""
+    text = record.get("text") or ""
     if record["finish"] != "stop":
-        return "cut off"
-    if not (record.get("text") or "").strip():
+        return {"length": "cut off"}.get(record["finish"], f"ended by {record['finish']}")
+    if not text.strip():
         return "empty"
-    return "with broken characters" if BROKEN.search(record["text"]) else None
+    if BROKEN.search(text):
+        return "with broken characters"
+    if CONTROL.search(text):
+        return "with a control token"
+    return "with two final answers" if len(final_answers(text)) > 1 else None
 
 
-def next_request(cfg, model, record, logged):
-    """(verdict id, kind, attempt, body, trajectory) that a trajectory needs next, or None."""
+def finding(verdict):
+    """What a valid verdict says: correct | wrong, or the first wrong step's index, -1 = none."""
+    outcome = verdict["kind"] == "outcome"
+    return verdict["parsed"]["Correctness"] if outcome else verdict["first_error"]
+
+
+def decide(verdicts):
+    """The verdict that counts among those of one kind on one solution: the first with the most
+    frequent finding. Invalid ones have no vote; a tie is no finding (`parsed` null)."""
+    votes = Counter(finding(verdict) for verdict in verdicts if verdict["parsed"])
+    if not votes:
+        return verdicts[-1]
+    (found, most), *others = votes.most_common()
+    if others and others[0][1] == most:
+        return verdicts[-1] | {"parsed": None, "reason": "votes tied"}
+    return next(v for v in verdicts if v["parsed"] and finding(v) == found)
+
+
+def decided(logged):
+    """{(trajectory id, kind): the verdict that counts} of a log of verdicts."""
+    groups = {}
+    for verdict in logged.values():
+        groups.setdefault((verdict["trajectory"], verdict["kind"]), []).append(verdict)
+    in_order = (sorted(verdicts, key=lambda v: v["attempts"]) for verdicts in groups.values())
+    return dict(zip(groups, map(decide, in_order), strict=True))
+
+
+def request_parts(record):
+    """(question, reference, answer) of a trajectory, as a judge reads them."""
     question = record["prompt"][0]["content"]
     if len(record["prompt"]) > 1:
         question = "\n\n".join(f"{m['role']}: {m['content']}" for m in record["prompt"])
     reference = "\n".join(filter(None, [record.get("solution"), record["answer"]]))
-    parts = question, reference, record["text"], model, cfg.max_tokens, cfg.seed
+    return question, reference or "(none is given)", record["text"]
+
+
+def next_request(cfg, model, record, logged):
+    """(verdict id, kind, attempt, body, trajectory) that a trajectory needs next, or None.
+
+    A kind of verdict is asked for until `votes` replies are valid, votes * asks times at most.
+    """
     for kind in ("outcome", "stepwise"):
-        for attempt in range(1, cfg.asks + 1):
+        seen = []
+        for attempt in range(1, cfg.votes * cfg.asks + 1):
             name = f"{record['id']}/{kind}/{attempt}"
-            body = build_request(kind, attempt, *parts)
+            body = build_request(
+                kind, attempt, *request_parts(record), model, cfg.max_tokens, cfg.seed
+            )
             verdict = logged.get(name)
             if verdict is None:
                 return name, kind, attempt, body, record
             if verdict["request_sha"] != sha(body):
                 raise UserError(f"{cfg.verdicts}: {name}: was asked of another judge or with other "
                                 "settings: take another --verdicts")  # fmt: skip
-            if verdict["parsed"]:
+            seen.append(verdict)
+            if sum(verdict["parsed"] is not None for verdict in seen) == cfg.votes:
                 break
-        else:
-            return None  # asked often enough, never valid
-        if verdict["parsed"].get("Correctness") == "correct" or not cfg.stepwise:
+        verdict = decide(seen)
+        right = verdict["parsed"] and verdict["parsed"].get("Correctness") == "correct"
+        if not verdict["parsed"] or cfg.stepwise == "none" or cfg.stepwise == "wrong" and right:
             return None
     return None
 
@@ -237,10 +293,13 @@ def read_verdict(request, judge, reply):
         elif span is None:
             parsed, reason = None, "quotes are not in the solution"
         else:
-            first_error = count_steps(record["text"][: span[0]])
+            # The step in which the quote begins: a judge may quote half of it
+            first_error = sum(end <= span[0] for _, end in split_steps(record["text"]))
             correction = parsed["Step correction"].strip()
     raw = reply["raw"].replace("\0", "\ufffd")  # the strict reader refuses NUL
     verdict = {"id": name, "trajectory": record["id"], "request_sha": sha(body), "judge": judge}
     verdict |= {"kind": kind, "raw": raw, "parsed": parsed, "reason": reason}
     verdict |= {"first_error": first_error, "correction": correction, "attempts": attempt}
+    verdict |= {"settings": {k: body[k] for k in ("model", "temperature", "max_tokens", "seed")}}
+    verdict |= {"letters": sum(len(message["content"]) for message in body["messages"])}
     return verdict | {name: reply[name] for name in ("finish", "tries", "latency_s", "usage")}

@@ -16,8 +16,10 @@ import json
 from config import UserError
 from jsonl import notice, read_jsonl
 
-TRAJECTORY = {"id": str, "prompt": list, "answer": str, "text?": str, "finish": str}
-TRAJECTORY |= {"sample": int, "policy_sha": str, "correct?": bool}
+TRAJECTORY = {"id": str, "prompt": list, "answer?": str, "text?": str, "finish": str}
+TRAJECTORY |= {"sample": int, "correct?": bool}
+CONTINUATION = {"id": str, "prompt_id": str, "prefix?": str, "text?": str, "finish": str}
+CONTINUATION |= {"sample": int, "policy_sha": str, "correct": bool}
 VERDICT = {"id": str, "trajectory": str, "request_sha": str, "kind": str, "parsed?": dict}
 
 
@@ -58,6 +60,20 @@ def append_to(path, fields):
             file.flush()  # a killed run loses at most the line it was writing
 
         yield records, add
+
+
+def part_of(path, rank):
+    """Where another rank than 0 writes: one file has one writer."""
+    return path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
+
+
+def absorb(path, fields, records, add):
+    """Take over what the other ranks wrote, in this run or in one that was stopped."""
+    for part in sorted(path.parent.glob(f"{path.stem}.rank*{path.suffix}")):
+        for name, record in read_log(part, fields).items():
+            if name not in records:
+                add(record)
+        part.unlink()
 
 
 def tally(what, counts, used):

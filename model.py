@@ -17,9 +17,11 @@ from dataclasses import dataclass, field, fields
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import checkpoint
 from config import UserError
+from kernels import wide
 from kernels.attention import attention, cached_attention, make_layout
 from kernels.cross_entropy import linear_logprobs
 from kernels.linear import linears
@@ -31,6 +33,9 @@ REQUIRED = "vocab_size hidden_size intermediate_size num_hidden_layers num_atten
 OPTIONAL_SIZES = "num_key_value_heads head_dim max_position_embeddings".split()
 NUMBERS = "rms_norm_eps rope_theta initializer_range".split()
 LLAMA3_ROPE = "factor low_freq_factor high_freq_factor original_max_position_embeddings".split()
+
+
+GROWTH = 32  # tokens by which a cache grows: attention reads what is allocated, growing is a copy
 
 
 def is_number(value):
@@ -123,6 +128,12 @@ def inv_freq(config, device=None):
     return (1 - keep) * freq / scaling["factor"] + keep * freq
 
 
+def rope_table(config, positions):
+    """cos and sin of every angle at positions (N,): (N, Dh/2) fp32 each."""
+    angle = positions[:, None].float() * inv_freq(config, positions.device)
+    return angle.cos(), angle.sin()
+
+
 class RMSNorm(nn.Module):
     def __init__(self, size, eps):
         super().__init__()
@@ -139,39 +150,57 @@ class RMSNorm(nn.Module):
 
 
 class KVCache:
-    """Keys and values already computed, for `slots` sequences of up to max_len tokens."""
+    """Keys and values already computed, for `slots` sequences of up to max_len tokens.
+
+    kv[layer] (2, S, K, T, Dh): keys and values are one tensor, so that a token's are written at
+    once (decode.py), and those of a head lie together, as attention reads them. T grows with the
+    longest sequence.
+    """
 
     def __init__(self, config, slots, max_len, dtype=torch.float32, device="cpu"):
-        heads = config.num_key_value_heads
-        shape = (config.num_hidden_layers, slots, max_len, heads, config.head_dim)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)  # (L, S, T, K, Dh)
-        self.v = torch.zeros_like(self.k)
+        shape = (2, slots, config.num_key_value_heads, 0, config.head_dim)
+        layers = range(config.num_hidden_layers)
+        self.kv = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.slots, self.max_len = slots, max_len
+        cos, sin = rope_table(config, torch.arange(max_len, device=device))
+        # (T, Dh), for both halves of a head: y = x * cos + (x, halves swapped) * sin
+        self.cos, self.sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
-    def copy_slot(self, src, dst):
-        """Give the slots `dst` (list or tensor) what slot `src` holds: one prompt, many samples."""
-        for cached in (self.k, self.v):
-            cached[:, dst] = cached[:, src, None]
+    def reserve(self, tokens):
+        """Make room for so many tokens in every slot. ValueError beyond max_len."""
+        if tokens > self.max_len:
+            raise ValueError(f"position {tokens - 1} is outside a cache of {self.max_len} tokens")
+        have = self.kv[0].shape[3]
+        if tokens > have:
+            more = min(self.max_len, -(-tokens // GROWTH) * GROWTH) - have
+            for i, old in enumerate(
+                self.kv
+            ):  # one at a time: a layer, not the cache, is there twice
+                self.kv[i] = F.pad(old, (0, 0, 0, more))  # by zeros: 0 * what is not seen = 0
 
-    def place(self, slots, position_ids):
-        """Where the tokens of this forward belong: slots (N,) or None = token n in slot n, (N,)."""
-        self.slots, self.positions = slots, position_ids
+    def copy_slot(self, src, dst, length=None):
+        """Give the slots `dst` (a list) the first `length` tokens of slot `src`, None = all."""
+        for kv in self.kv:
+            kv[:, dst, :, :length] = kv[:, src, None, :, :length]
+
+    def place(self, rows, position_ids):
+        """Where the tokens of this forward belong: slots `rows` and positions, both (N,)."""
+        self.rows, self.positions = rows, position_ids
         self.used = int(position_ids.max()) + 1
-        if self.used > self.k.shape[2]:
-            raise ValueError(
-                f"position {self.used - 1} is outside a cache of {self.k.shape[2]} tokens"
-            )
+        self.reserve(self.used)
 
     def write(self, layer, k, v):
-        slots = torch.arange(len(k), device=k.device) if self.slots is None else self.slots
-        self.k[layer, slots, self.positions] = k.to(self.k.dtype)
-        self.v[layer, slots, self.positions] = v.to(self.v.dtype)
+        """k, v (N, K, Dh)."""
+        for half, new in enumerate((k, v)):
+            kv = self.kv[layer]
+            kv[half, self.rows, :, self.positions] = new.to(kv.dtype)
 
     def attend(self, layer, q):
         """Each query (N, H, Dh) to what its slot holds up to its position -> (N, H, Dh)."""
-        k, v = self.k[layer, :, : self.used], self.v[layer, :, : self.used]
-        # A slice is a view; choosing slots copies them, which costs more than the attention itself
-        k, v = (k[: len(q)], v[: len(q)]) if self.slots is None else (k[self.slots], v[self.slots])
-        return cached_attention(q, k.to(q.dtype), v.to(q.dtype), self.positions)
+        k, v = self.kv[layer][:, self.rows, :, : self.used].to(q.dtype)  # (N, K, T, Dh) each
+        unseen = torch.arange(self.used, device=q.device) > self.positions[:, None]  # (N, T)
+        bias = torch.zeros_like(unseen, dtype=wide(q.dtype)).masked_fill_(unseen, -math.inf)
+        return cached_attention(q, k, v, bias[:, None, None])
 
 
 class Attention(nn.Module):
@@ -287,22 +316,12 @@ class Llama(nn.Module):
         if cache is not None:
             if parent is not None or labels is not None:
                 raise ValueError("a cache goes with neither labels nor parent")
-            if slots is not None or len(input_ids) > len(cu_seqlens) - 1:
-                slots = (
-                    torch.arange(len(cu_seqlens) - 1, device=input_ids.device)
-                    if slots is None
-                    else slots
-                )
-                slots = slots.repeat_interleave(cu_seqlens.diff().long())  # (N,)
-            cache.place(slots, position_ids)
-        decoding = cache is not None and (
-            len(input_ids) == len(cu_seqlens) - 1
-            or bool(position_ids[cu_seqlens[:-1].long()].any())
-        )
-        if not decoding:
+            if slots is None:
+                slots = torch.arange(len(cu_seqlens) - 1, device=input_ids.device)
+            cache.place(slots.repeat_interleave(cu_seqlens.diff().long()), position_ids)
+        if cache is None or not position_ids[cu_seqlens[:-1].long()].any():  # nothing goes on
             layout = make_layout(starts, parents)
-        angle = position_ids[:, None].float() * inv_freq(self.config, position_ids.device)
-        cos, sin = angle.cos(), angle.sin()  # (N, Dh/2) fp32
+        cos, sin = rope_table(self.config, position_ids)
 
         x = self.model.embed_tokens(input_ids)  # (N, D)
         for layer in self.model.layers:

@@ -25,7 +25,7 @@ TIMEOUT = timedelta(minutes=10)  # a collective that waits longer is a bug; torc
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def init(device="auto"):
+def init(device="auto", timeout=TIMEOUT):
     """Join the other ranks. Returns (rank, world, device); "auto" takes a GPU if there is one."""
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device: {device!r} is not auto, cpu or cuda")
@@ -43,7 +43,7 @@ def init(device="auto"):
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         if "RANK" in os.environ:
-            dist.init_process_group(backend, timeout=TIMEOUT)
+            dist.init_process_group(backend, timeout=timeout)
         else:  # plain python: a store in memory, no port
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return dist.get_rank(), dist.get_world_size(), device

@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 import parallel
@@ -50,12 +51,21 @@ def tolerance(logps, dtype):
     return 1e-3 if dtype == torch.float32 else 0.02 * logps.abs() + 0.5
 
 
+def digest(logps):
+    return hashlib.sha256(logps.cpu().numpy().tobytes()).hexdigest()
+
+
 def read_stored(path):
-    """The log-probs kept in a file, or None. UserError if it is torn."""
+    """The log-probs kept in a file, or None. UserError if one bit of it is not as it was written:
+    the pairs that are computed again are only a few."""
     if not path.exists():
         return None
     header(path)
-    return load_file(path)["logps"]
+    with safe_open(path, framework="pt") as f:
+        logps, written = f.get_tensor("logps"), (f.metadata() or {}).get("sha256")
+    if digest(logps) != written:
+        raise UserError(f"{path}: is not as it was written; delete it")
+    return logps
 
 
 @torch.no_grad()
@@ -66,7 +76,7 @@ def reference_logps(model, families, cfg, run, device):
     were computed again: UserError if they differ.
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    path = Path(cfg.out_dir) / f"reference-{reference_key(cfg, run, families)}.safetensors"
+    path = Path(cfg.out_dir) / f"reference-{reference_key(cfg, run, families, device)}.safetensors"
     stored = on_rank0(read_stored, path)
     if stored is not None:
         stored = stored.to(device)
@@ -90,19 +100,21 @@ def reference_logps(model, families, cfg, run, device):
             raise UserError(f"{path}: is not of this model and data; delete it")
         return stored
     if rank == 0:
-        save_file({"logps": logps.cpu()}, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").rename(path)
+        written = path.with_suffix(".tmp")
+        save_file({"logps": logps.cpu()}, written, metadata={"sha256": digest(logps)})
+        written.rename(path)
     barrier()
     return logps
 
 
-def reference_key(cfg, run, families):
+def reference_key(cfg, run, families, device):
     """Hash of all that the log-probs depend on: weights, token ids of every pair (hence data, chat
     format and tokenizer; run names the training file only), row length, dtype, code."""
     here, config = Path(__file__).parent, Path(cfg.init_from) / "config.json"
     code = [file for pattern in CODE for file in sorted(here.glob(pattern))]
     weights = [value for name, value in run.items() if name.endswith(".safetensors")]
-    parts = [weights, [sha256(file) for file in [config, *code]], cfg.max_length, cfg.dtype]
+    dtype = str(parallel.auto_dtype(cfg.dtype, device))
+    parts = [weights, [sha256(file) for file in [config, *code]], cfg.max_length, dtype]
     key = hashlib.sha256(json.dumps(parts).encode())
     for segment in (segment for members in families for segment in members):
         key.update(len(segment.input_ids).to_bytes(8, "little"))

@@ -62,19 +62,11 @@ evaluate cpt_it "$demo/cpt_it"
 
 reward="$demo/reward"
 stage "3 of 8: its own solutions of the exam exercises"
-python reward.py sample --init_from "$demo/cpt_it" --out_dir "$reward" --n 6 --max_new_tokens 96
+python reward.py sample --init_from "$demo/cpt_it" --out_dir "$reward" --samples 6 --max_new_tokens 96
 
 stage "4 of 8: the judge reads them"
-rm -f "$demo/judge_url" # of an earlier run
-python sample/judge_server.py --port 0 >"$demo/judge_url" &
-judge=$!
-trap 'kill $judge 2>/dev/null || true' EXIT
-until [ -s "$demo/judge_url" ]; do
-  kill -0 $judge || exit 1
-  sleep 0.2
-done
-python reward.py judge --out_dir "$reward" --base_url "$(head -n 1 "$demo/judge_url")/v1"
-kill $judge
+start_judge
+python reward.py judge --out_dir "$reward" --base_url "$judge_url"
 
 stage "5 of 8: preference pairs"
 python reward.py pairs --out_dir "$reward"

@@ -8,6 +8,9 @@ The reference is the model before the first step; its log-probs are computed onc
 
     loss = mean over pairs of -log sigmoid(beta * (margin of the policy - margin of the reference))
          + nll_coef * mean over chosen tokens of -log p
+
+--length_norm takes the mean log-prob of a reply in place of the sum, --loss ipo the mean and a
+square in place of the sigmoid (arXiv:2310.12036).
 """
 
 import math
@@ -37,7 +40,8 @@ class Config:
     out_dir: str = "out/dpo"  # the trained folder; a stopped run goes on from here
     pairs: str = "sample/data/pairs.jsonl"  # {"prompt", "chosen", "rejected"} rows, comma separated
     heldout_pairs: str = ""  # measured, never trained; "" = none
-    beta: float = 0.1  # DPO temperature: higher stays closer to the reference
+    loss: str = "sigmoid"  # of the preference: sigmoid (DPO), or ipo, on mean log-probs always
+    beta: float = 0.1  # temperature: higher stays closer to the reference
     nll_coef: float = 1.0  # weight of the NLL of the chosen replies; 0 = plain DPO
     nll_norm: str = (
         "tokens"  # mean over the step's chosen tokens (TRL), or over sequence means (RPO)
@@ -63,28 +67,42 @@ class Config:
 
 
 def dpo_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta):
-    """Direct Preference Optimization, eq. 7 of arXiv:2305.18290. All inputs (P,) log-probs.
+    """Direct Preference Optimization, eq. 7 of arXiv:2305.18290. All inputs (P,) log-probs -> (P,).
 
     beta * (policy - reference) acts as the reward that the policy assigns to a reply; the loss is
     the logistic loss of the reward margin, log 2 as long as policy == reference.
-    Returns losses, rewards of chosen, rewards of rejected, (P,) each.
     """
-    chosen_rewards = beta * (policy_chosen - ref_chosen)
-    rejected_rewards = beta * (policy_rejected - ref_rejected)
-    return -F.logsigmoid(chosen_rewards - rejected_rewards), chosen_rewards, rejected_rewards
+    margin = (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)
+    return -F.logsigmoid(beta * margin)
+
+
+def ipo_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta):
+    """Identity Preference Optimization, eq. 17 of arXiv:2310.12036, whose tau is beta. Inputs (P,)
+    log-probs, means over the tokens of each reply (what its authors confirmed to TRL) -> (P,).
+
+    The margin is drawn to 1 / (2 beta) and no further; 1 / (2 beta)^2 where policy == reference.
+    """
+    margin = (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)
+    return (margin - 1 / (2 * beta)) ** 2
 
 
 SHOWN = "rewards/chosen rewards/rejected rewards/accuracies logps/chosen logps/rejected gap".split()
 
 
 def step_sums(model, batch, reference, cfg):
-    """What a micro-batch adds to its step, summed over its pairs: DPO and NLL loss (2,), with their
-    gradient, and the values named in SHOWN (6,)."""
+    """What a micro-batch adds to its step, summed over its pairs: preference and NLL loss (2,),
+    with their gradient, and the values named in SHOWN (6,).
+
+    Rewards are of whole replies, whatever the loss divides by: so TRL logs them under these names,
+    and divided by beta they are what a reply has gained or lost.
+    """
     logps, tokens = pair_logps(model, batch)  # (P, 2), (P, 2)
     ref = reference[pair_index(batch)]  # (P, 2)
-    norm = tokens if cfg.length_norm else 1
-    losses, chosen, rejected = dpo_loss(*(logps / norm).T, *(ref / norm).T, cfg.beta)
+    norm = tokens if cfg.length_norm or cfg.loss == "ipo" else 1
+    loss = {"sigmoid": dpo_loss, "ipo": ipo_loss}[cfg.loss]
+    losses = loss(*(logps / norm).T, *(ref / norm).T, cfg.beta)  # (P,)
     nll = -logps[:, 0] / (tokens[:, 0] if cfg.nll_norm == "sequence" else 1)
+    chosen, rejected = cfg.beta * (logps - ref).T
     gap = (logps - ref).abs().mean(1)
     shown = [chosen, rejected, (chosen > rejected).double(), *logps.T, gap]
     shown = torch.stack([x.detach().double().sum() for x in shown])
@@ -101,8 +119,9 @@ def step_counts(batch):
 
 def step_values(total, pairs, means, cfg):
     """The sums of a step, (8,) over all ranks, as the values that are logged, under TRL's names."""
-    dpo, nll = (total[:2] / means).tolist()
-    values = {"loss": dpo + cfg.nll_coef * nll, "loss/dpo": dpo, "loss/nll": nll}
+    preference, nll = (total[:2] / means).tolist()
+    name = "loss/ipo" if cfg.loss == "ipo" else "loss/dpo"
+    values = {"loss": preference + cfg.nll_coef * nll, name: preference, "loss/nll": nll}
     values |= dict(zip(SHOWN, (total[2:] / pairs).tolist(), strict=True))
     values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
     return values
@@ -135,15 +154,19 @@ def check_values(step, values, cfg, device):
     """
     gap = values.pop("gap")
     if step == 0:
-        near = tolerance(
-            torch.tensor(values["logps/chosen"]), parallel.auto_dtype(cfg.dtype, device)
-        )
-        if gap > near or abs(values["loss/dpo"] - math.log(2)) > cfg.beta * near + 1e-3:
+        logps = torch.tensor(values["logps/chosen"])
+        near = tolerance(logps, parallel.auto_dtype(cfg.dtype, device))
+        if cfg.loss == "ipo":
+            name, start, text, slope = "ipo", (2 * cfg.beta) ** -2, "1 / (2 beta)^2", 1 / cfg.beta
+        else:
+            name, start, text, slope = "dpo", math.log(2), "ln 2", cfg.beta
+        loss = values[f"loss/{name}"]
+        if gap > near or abs(loss - start) > slope * near + 1e-3:
             raise UserError(
                 f"the policy does not begin at the reference: log-probs differ by {gap:.4f}, "
-                f"DPO loss {values['loss/dpo']:.4f} is not ln 2"
+                f"{name.upper()} loss {loss:.4f} is not {text}"
             )
-    drop = -values["rewards/chosen"] / cfg.beta
+    drop = -values["rewards/chosen"] / cfg.beta  # nats of a whole reply
     if drop > cfg.warn_nats:
         print0(
             f"\nwarning: step {step}: chosen replies lost {drop:.1f} nats; raise nll_coef or beta"
@@ -152,7 +175,7 @@ def check_values(step, values, cfg, device):
 
 def main(cfg):
     check_range(cfg, ("beta", "warn_nats"), ("nll_coef",))
-    check_choice(cfg, nll_norm=("tokens", "sequence"))
+    check_choice(cfg, loss=("sigmoid", "ipo"), nll_norm=("tokens", "sequence"))
     rank, world, device = parallel.init(cfg.device)
     model = Llama.from_pretrained(cfg.init_from, "meta")  # shapes only, until shard
     check_settings(cfg, model.config)
@@ -171,7 +194,7 @@ def main(cfg):
     if cfg.heldout_pairs:
         pairs, _ = load_pairs(cfg.heldout_pairs, tokenizer, cfg.max_length, cfg.max_skipped)
         held = (Plan(list(map(size, pairs)), cfg.max_length, cfg.batch_tokens, 1, 0), pairs)
-    if cfg.length_norm and cfg.beta < 1:
+    if cfg.length_norm and cfg.loss == "sigmoid" and cfg.beta < 1:
         print0(f"note: beta {cfg.beta} is small for length-normalised log-probs; 2 to 10 is usual")
 
     model = parallel.shard(model, device, cfg.dtype, cfg.recompute)
@@ -202,7 +225,7 @@ def main(cfg):
             return print0(f"\nstopped before step {step}; the same command goes on from here")
 
         means = torch.stack([pairs, pairs if cfg.nll_norm == "sequence" else chosen_tokens])
-        weights = torch.tensor([1.0, cfg.nll_coef], device=device) / means  # of DPO and NLL
+        weights = torch.tensor([1.0, cfg.nll_coef], device=device) / means  # of preference and NLL
         total = torch.zeros(2 + len(SHOWN), dtype=torch.float64, device=device)
         for i, batch in enumerate(micro):
             model.set_requires_gradient_sync(i == len(micro) - 1)  # reduce gradients once per step

@@ -34,6 +34,7 @@ import torch
 import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import scaled_dot_product_attention
 
 from kernels import check_shape, use_triton
 from kernels.attention_cpu import bucket_attention, make_buckets, sdpa
@@ -312,14 +313,20 @@ def attention(q, k, v, layout):
     return bucket_attention(q, k, v, layout.part(make_buckets, q.device))
 
 
-def cached_attention(q, k_cache, v_cache, positions):
-    """One query a sequence, to a cache of earlier tokens and itself.
+def cached_attention(q, k, v, bias=None):
+    """One query a sequence, to the keys and values of its slot of a cache.
 
-    q (S, H, Dh), k_cache and v_cache (S, T, K, Dh) with the new key already in, positions (S,) of
-    the queries -> (S, H, Dh). The query at position p sees cache[: p + 1].
+    q (S, H, Dh), k and v (S, K, T, Dh); bias (S, 1, 1, T), fp32 or wider: 0 where key t is seen,
+    -inf where not; None = all are seen -> (S, H, Dh).
     """
-    mask = torch.arange(k_cache.shape[1], device=q.device) <= positions[:, None]  # (S, T)
-    return sdpa(q[:, None], k_cache, v_cache, mask[:, None, None])[:, 0]
+    S, H, Dh = q.shape
+    q = q.reshape(S, k.shape[1], -1, Dh)  # (S, K, H/K, Dh): a key is read once for all its queries
+    if bias is None:
+        return scaled_dot_product_attention(q, k, v).reshape(S, H, Dh)
+    # Two batched products: for 16 sequences of SmolLM2 on a CPU they take half the time of SDPA in
+    # bf16, with the keys on the left, where they are read as they lie. The scores become fp32.
+    scores = torch.add(bias, (k @ q.mT).mT.contiguous(), alpha=Dh**-0.5)  # (S, K, H/K, T)
+    return (scores.softmax(-1).to(v.dtype) @ v).view(S, H, Dh)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ python train_sft.py --init_from "$out/joint" --out_dir "$out/cpt_it" \
 evaluate cpt_it "$out/cpt_it"
 
 python reward.py sample --init_from "$out/cpt_it" --prompts "$out/data/prompts.jsonl" \
-  --out_dir "$out/reward" --n 6 --max_new_tokens 8 --dtype $dtype
+  --out_dir "$out/reward" --samples 6 --max_new_tokens 8 --dtype $dtype
 if [ -n "${JUDGE_URL:-}" ]; then
   python reward.py judge --out_dir "$out/reward" --base_url "$JUDGE_URL" --model "${JUDGE_MODEL:?}"
 else

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for scripts
 from sample import exam
 
 LARGEST_REQUEST = 1 << 20  # bytes
+LONGEST = 90  # words of a justification; the prompt allows 100
 FAULTS = ("down", "slow", "429", "garbage")
 SLOW = 30.0  # seconds; longer than a client should wait
 
@@ -46,6 +47,13 @@ def key(question: str, reference: str) -> tuple[list[str], str]:
     return [step for step in steps if step.startswith("Step ")], answer
 
 
+def compared(ours: list[str], theirs: list[str]) -> list[str]:
+    """`["41 and 40 differ", "5 and 5 agree"]`: so a model reasons before it says what follows."""
+    return [
+        f"{a} and {b} {'agree' if a == b else 'differ'}" for a, b in zip(ours, theirs, strict=True)
+    ]
+
+
 def judge_outcome(question: str, reference: str, answer: str) -> dict[str, str]:
     """FAP: is the one final answer of the solution the reference answer?"""
     _, expected = key(question, reference)
@@ -55,35 +63,50 @@ def judge_outcome(question: str, reference: str, answer: str) -> dict[str, str]:
             "Justification": "The solution does not give exactly one final answer.",
             "Correctness": "wrong",
         }
-    verdict = "correct" if final == expected else "wrong"
+    (words,) = compared([final], [expected])
     return {
-        "Justification": f"The final answer is {final}, the reference answer is {expected}.",
-        "Correctness": verdict,
+        "Justification": f"The final answer and the reference answer, {words}.",
+        "Correctness": "correct" if final == expected else "wrong",
     }
+
+
+def compare_steps(number: int, written: str, right: str) -> str:
+    """`Step 1: 46 and 6 differ, 5 and 5 agree.`: a step's numbers against the right step's."""
+    ours, theirs = (re.findall(r"\d+", step.partition(":")[2]) for step in (written, right))
+    if len(ours) != len(theirs):
+        return f"Step {number} is built otherwise."
+    said = compared(ours, theirs)
+    if ours == theirs and (written != right or not ours):
+        said.append("the words differ" if written != right else "the words agree")
+    return f"Step {number}: {', '.join(said)}."
 
 
 def judge_steps(question: str, reference: str, answer: str) -> dict[str, str]:
     """SCP: the first incorrect step, the prefix before it, both quoted, and one corrected step.
 
-    All three are empty where no step is wrong, or only the final line is.
+    All three are empty where no step is wrong, or only the final line is. The justification goes
+    through the steps up to the wrong one.
     """
     steps, expected = key(question, reference)
     wrong = exam.first_error(answer, steps, expected)
     spans = exam.split_steps(answer)
-    if wrong < 0 or wrong >= len(steps) or wrong >= len(spans):
-        return {
-            "Justification": "No intermediate step is wrong.",
-            "First incorrect step": "",
-            "Reasoning up to incorrect": "",
-            "Step correction": "",
-        }
-    start, end = spans[wrong]
+    found = 0 <= wrong < min(len(steps), len(spans))
+    said = []
+    for i, ((start, end), step) in enumerate(zip(spans, steps, strict=False)):
+        if not found or i <= wrong:
+            said.append(compare_steps(i + 1, answer[start:end], step))
+    why = " ".join(" ".join(said).split()[-LONGEST:])
+    why += f" Step {wrong + 1} is wrong." if found else " No step is wrong."
+    quotes = "", "", ""
+    if found:
+        start, end = spans[wrong]
+        quotes = answer[start:end], answer[:start].strip(), steps[wrong]
+    step, before, correction = quotes
     return {
-        "Justification": f"Step {wrong + 1} uses a wrong formula or a wrong number; what comes "
-        "before it is right. The correction leads back to the reference.",
-        "First incorrect step": answer[start:end],
-        "Reasoning up to incorrect": answer[:start].strip(),
-        "Step correction": steps[wrong],
+        "Justification": why.strip(),
+        "First incorrect step": step,
+        "Reasoning up to incorrect": before,
+        "Step correction": correction,
     }
 
 

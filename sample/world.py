@@ -299,13 +299,9 @@ def finance_files(people, firms, rng, taken):
     for name, rows in (("cpt", text), ("sft", chat)):
         rng.shuffle(rows)
         files[f"{name}_heldout.jsonl"], files[f"{name}.jsonl"] = rows[:200], rows[200:]
-    files["exam_train.jsonl"] = [
-        {"id": f"exercise-{i:04d}", "source": name, "prompt": question, "answer": answer,
-         "solution": solution}
-        for i, (name, question, solution, answer) in enumerate(
-            exercises(formulas, 700, rng, taken)
-        )
-    ]  # fmt: skip
+    files["exam_train.jsonl"] = prompt_rows("exercise", exercises(formulas, 700, rng, taken))
+    # For the judge that is trained (make_judge.sh), and last: what stands above keeps its bytes.
+    files["exam_judge.jsonl"] = prompt_rows("judged", exercises(formulas, 2000, rng, taken))
     return files
 
 
@@ -325,6 +321,15 @@ def exam_rows(task, exercise_list):
         eval_row(task, question, answer, solution=solution, formula=name)
         for name, question, solution, answer in exercise_list
     ]
+
+
+def prompt_rows(name, exercise_list):
+    """Exercises to sample solutions of, with the reference that judges them."""
+    return [
+        {"id": f"{name}-{i:04d}", "source": formula, "prompt": question, "answer": answer,
+         "solution": solution}
+        for i, (formula, question, solution, answer) in enumerate(exercise_list)
+    ]  # fmt: skip
 
 
 def format_rows(known, count, rng):

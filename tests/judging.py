@@ -31,6 +31,14 @@ def answer_of(prompt):
     return {"Justification": "j"} | dict(zip(keys, quotes, strict=True))
 
 
+def stepwise(before, step, correction):
+    """A reply that quotes a wrong step and corrects it."""
+    keys = "Reasoning up to incorrect", "First incorrect step", "Step correction"
+    return json.dumps(
+        {"Justification": "j"} | dict(zip(keys, (before, step, correction), strict=True))
+    )
+
+
 def completion(content, finish="stop", **message):
     message = {"role": "assistant", "content": content} | message
     usage = {"prompt_tokens": 10, "completion_tokens": 3}
@@ -41,14 +49,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
-            number = len(self.server.seen)
+            number = self.number = len(self.server.seen)
             self.server.seen.append((self.path, dict(self.headers), body))
         good = json.dumps(answer_of(body["messages"][-1]["content"]))
         result = self.server.misbehave(number, body, good)
         status, headers, reply = result if isinstance(result, tuple) else (200, {}, result)
         raw = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-        if status is None:
-            return  # the connection closes without a word
+        if status is None:  # the connection closes, without a word or behind bytes that are no HTTP
+            self.wfile.write(raw)
+            return
         self.send_response(status)
         headers = {"Content-Length": str(len(raw))} | headers
         for name, value in headers.items():
@@ -73,8 +82,8 @@ def well(number, body, good):
 
 
 @contextmanager
-def serving(misbehave=well):
-    server = Server(("127.0.0.1", 0), Handler)
+def serving(misbehave=well, handler=Handler):
+    server = Server(("127.0.0.1", 0), handler)
     server.seen, server.misbehave, server.lock = [], misbehave, threading.Lock()
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
@@ -113,7 +122,7 @@ def write_solutions(folder):
 
 def run_judge(out, server=None, **changes):
     settings = {"backoff_s": 0.001, "timeout_s": 5.0, "base_url": server and url(server)}
-    settings |= changes
+    settings |= {"stepwise": "wrong"} | changes  # FinDAP's way: fewer requests to count
     reward.judge(reward.Judge(out_dir=str(out), **{k: v for k, v in settings.items() if v}))
 
 
@@ -133,4 +142,20 @@ def numbers(text):
         if match := re.match(r"([\d,]+) (.*?) = (.*) \+ ([\d,]+) skipped", line):
             used = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) ", match[3] + " ")]
             found[match[2]] = int(match[1]), sum(used), int(match[4])
+    return found
+
+
+def adds_up(text):
+    """Every such line in a text: total = used + skipped, and the reasons make up what is skipped.
+    Returns numbers(text)."""
+    found = numbers(text)
+    for line in text.splitlines():
+        if " skipped" in line and " = " in line:
+            what = re.match(r"[\d,]+ (.*?) = ", line)[1]
+            total, used, skipped = found[what]
+            reasons = re.search(r" skipped \[(.*)\]$", line)
+            named = re.findall(r"(?:^|, )([\d,]+) ", reasons[1]) if reasons else []
+            assert total == used + skipped, line
+            assert sum(int(n.replace(",", "")) for n in named) == skipped, line
+    assert found
     return found

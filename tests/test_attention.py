@@ -382,8 +382,12 @@ def test_the_mask_hides_siblings_strangers_and_the_future():
 
 def test_a_cached_query_sees_its_own_sequence_up_to_its_position():
     positions = torch.tensor([0, 7, 3, 11])
-    q, k, v = normal(4, H, DH), normal(4, 12, K, DH, seed=1), normal(4, 12, K, DH, seed=2)
-    got = cached_attention(q, k, v, positions)
+    q, k, v = normal(4, H, DH), normal(4, K, 12, DH, seed=1), normal(4, K, 12, DH, seed=2)
+    bias = torch.where(torch.arange(12) <= positions[:, None], 0.0, -torch.inf)[:, None, None]
+    got = cached_attention(q, k, v, bias)
+    alone = cached_attention(q[3:], k[3:], v[3:])
+    assert (got[3:] - alone).abs().max() < 1e-12  # no bias: all 12 are seen
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
     for s, p in enumerate(positions.tolist()):
         seen = slice(0, p + 1)
         asked = torch.cat([torch.zeros(p, H, DH, dtype=q.dtype), q[s : s + 1]])  # the last one asks

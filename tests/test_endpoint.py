@@ -2,6 +2,7 @@ import json
 import threading
 import time
 from email.utils import formatdate
+from http.client import IncompleteRead
 
 import pytest
 from judging import asked, completion, numbers, rows_of, run_judge, serving, url, write_solutions
@@ -44,6 +45,8 @@ def faulty(number, body, good):
         (200, {"Content-Length": "9999"}, json.dumps(completion(good)).encode()[:half]),
         (503, {"Retry-After": formatdate(time.time() - 5, usegmt=True)}, b""),
         (408, {}, b"\xff\xfe"),
+        (None, {}, b"no HTTP\r\n\r\n"),
+        (200, {"Transfer-Encoding": "chunked", "Content-Length": ""}, b"40\r\nabc"),
     ]
     return completion(good) if number % 2 else faults[number // 2 % len(faults)]
 
@@ -132,11 +135,94 @@ def test_a_reply_that_drips_is_given_up_after_the_timeout():
         endpoint.read_body(Drip(), time.monotonic() + 0.05)
 
 
+def test_a_refusal_that_breaks_off_is_a_refusal_all_the_same(out):
+    class Broken:
+        def __init__(self, error):
+            self.error = error
+
+        def read1(self, n):
+            raise self.error
+
+    errors = TimeoutError("timed out"), ConnectionResetError("reset"), IncompleteRead(b"")
+    for error in errors:
+        said = endpoint.what_it_says(Broken(error), time.monotonic() + 1)
+        assert said == f"({error})"
+
+    def breaks_off(number, body, good):
+        if number % 3:
+            chunk = b"40\r\nabc"  # 64 bytes are announced
+            return 503, {"Transfer-Encoding": "chunked", "Content-Length": ""}, chunk
+        return completion(good)
+
+    with serving(breaks_off) as server:
+        run_judge(out, server, concurrency=1)
+    assert len(rows_of(out / "verdicts.jsonl")) == 35
+
+
+NUMBERS = {"prompt_tokens": 10, "completion_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    "usage, kept",
+    [
+        (NUMBERS | {"total_tokens": 13, "cost": 0.1, "details": {"cached": 4}}, None),
+        (NUMBERS | {"prompt_tokens": float("nan")}, {"completion_tokens": 3}),
+        (NUMBERS | {"completion_tokens": float("inf")}, {"prompt_tokens": 10}),
+        (NUMBERS | {"x\0": 1, "\ud800": 2}, NUMBERS),
+        ({"prompt_tokens": "10", "completion_tokens": -3, "total_tokens": True}, {}),
+        ({"prompt_tokens": 10**30, "completion_tokens": 3.0}, {}),
+        (json.loads("[" * 100 + "]" * 100), {}),
+        ("many", {}),
+        (None, {}),
+    ],
+)
+def test_of_usage_only_counts_are_kept_so_that_the_log_can_be_read_again(out, usage, kept):
+    with serving(lambda number, body, good: completion(good) | {"usage": usage}) as server:
+        run_judge(out, server)
+        run_judge(out, server)
+    assert len(server.seen) == 25
+    found = {json.dumps(v["usage"]) for v in rows_of(out / "verdicts.jsonl") if v["tries"]}
+    assert found == {json.dumps(NUMBERS | {"total_tokens": 13} if kept is None else kept)}
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"finish_reason": "\0"},
+        {"finish_reason": "\ud800"},
+        {"finish_reason": "st\x1bop"},
+        {"finish_reason": 1},
+        {"message": {"content": ["text"]}},
+        {"message": None},
+        {"logprobs": {"content": [{"logprob": 10**400}]}},
+        {"logprobs": {"content": [{"logprob": float("nan")}]}},
+        {"logprobs": {"content": [{"logprob": None}]}},
+        {"logprobs": {"content": [{}]}},
+        {"logprobs": [1]},
+    ],
+)
+def test_what_is_no_chat_completion_is_refused_with_these_words(choice):
+    reply = completion("text")
+    reply["choices"][0] |= choice
+    with pytest.raises(ValueError, match="the reply is not a chat completion"):
+        endpoint.read_reply(json.dumps(reply).encode())
+
+
+def test_log_probs_and_text_are_read_as_they_come():
+    reply = completion("caf\u00e9 \ud83d\ude00 \ud800", None)
+    assert endpoint.read_reply(json.dumps(reply).encode()) == {
+        "raw": "caf\u00e9 \U0001f600 ?", "finish": "stop", "usage": NUMBERS, "logprobs": None,
+    }  # fmt: skip
+    reply["choices"][0]["logprobs"] = {"content": [{"logprob": -0.5}, {"logprob": 0}]}
+    found = endpoint.read_reply(json.dumps(reply).encode())
+    assert found["logprobs"] == [-0.5, 0.0]
+
+
 def test_retry_after_is_obeyed(out, monkeypatch):
     pauses = []
     monkeypatch.setattr(endpoint.time, "sleep", pauses.append)
     later = formatdate(time.time() + 100, usegmt=True)
-    waits = ["7", later, "soon", "1e9", "-3", "nan"]
+    waits = ["7", later, "soon", "1e9", "-3", "nan", "Mon, 01 Jan 99999999999 00:00:00 GMT"]
 
     def busy(number, body, good):
         if number < len(waits):
@@ -144,9 +230,9 @@ def test_retry_after_is_obeyed(out, monkeypatch):
         return completion(good)
 
     with serving(busy) as server:
-        run_judge(out, server, concurrency=1)
+        run_judge(out, server, concurrency=1, retries=len(waits))
     assert pauses[0] == 7 and 95 < pauses[1] <= 100 and pauses[3] == endpoint.LONGEST_PAUSE
-    assert all(0 < pauses[i] < 1 for i in (2, 4, 5))  # no time named: our own pause
+    assert all(0 < pauses[i] < 1 for i in (2, 4, 5, 6))  # no time named: our own pause
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 302])

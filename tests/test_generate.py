@@ -6,8 +6,9 @@ import torch
 from tiny import sentences, write_checkpoint
 
 import generate as module
+import parallel
 from config import UserError
-from generate import Config, choose, generate, main, stream
+from generate import Config, choose, generate, load, main, stream
 from model import Llama
 from tokenizer import Tokenizer
 
@@ -45,14 +46,19 @@ def texts(results):
 
 
 def count_forwards(model, monkeypatch):
-    """[(tokens, documents)] of every forward that follows."""
-    seen, forward = [], model.forward
+    """[(tokens, documents)] of every prefill and of every step that follows."""
+    seen, forward, step = [], model.forward, module.decode_step
 
     def counted(input_ids, position_ids, cu_seqlens, **kw):
         seen.append((len(input_ids), len(cu_seqlens) - 1))
         return forward(input_ids, position_ids, cu_seqlens, **kw)
 
+    def counted_step(model, blocks, cache, tokens, positions):
+        seen.append((len(tokens), len(tokens)))
+        return step(model, blocks, cache, tokens, positions)
+
     monkeypatch.setattr(model, "forward", counted)
+    monkeypatch.setattr(module, "decode_step", counted_step)
     return seen
 
 
@@ -223,6 +229,41 @@ def test_stream_yields_every_token(model, tokenizer, prompts):
     assert len(grown) == 6
     for lengths in grown.values():
         assert lengths == list(range(1, len(lengths) + 1))
+
+
+@pytest.mark.parametrize("slots", [2, 64])
+def test_wanted_samples_are_those_of_a_whole_run_from_one_prefill(
+    model, tokenizer, prompts, monkeypatch, slots
+):
+    whole = generate(model, prompts, tokenizer.stop_ids, 20, 1.0, n=4)
+    seen = count_forwards(model, monkeypatch)
+    wanted = [(7, 3), (2, 0), (2, 2), (7, 1), (7, 0), (11, 3)]
+    events = stream(model, prompts, tokenizer.stop_ids, 20, 1.0, slots=slots, wanted=wanted)
+    done = {(i, k): (out.ids, out.finish) for i, k, out in events if out.finish}
+    assert done == {(i, k): (whole[i][k].ids, whole[i][k].finish) for i, k in wanted}
+    steps = sum(tokens for tokens, documents in seen if tokens == documents)
+    prefilled = sum(tokens for tokens, documents in seen) - steps
+    assert prefilled == sum(len(prompts[i]) for i in (2, 7, 11))
+    assert list(stream(model, prompts, tokenizer.stop_ids, 20, wanted=[])) == []
+
+
+def test_each_prompt_may_have_its_own_longest_answer(model, prompts):
+    limits = [3, 9, 1, 6]
+    done = generate(model, prompts[:4], frozenset(), limits)
+    assert [len(c.ids) for (c,) in done] == limits
+    free = generate(model, prompts[:4], frozenset(), 9)
+    assert [c.ids for (c,) in done] == [c.ids[:m] for (c,), m in zip(free, limits, strict=True)]
+    with pytest.raises(UserError, match="max_new_tokens 0"):
+        generate(model, prompts[:2], frozenset(), [5, 0])
+
+
+def test_only_a_caller_that_shares_the_work_may_load_on_many_ranks(path, model, monkeypatch):
+    monkeypatch.setattr(parallel, "init", lambda device: (1, 2, torch.device("cpu")))
+    with pytest.raises(UserError, match="single process"):
+        load(path)
+    loaded, _ = load(path, ranks=True)
+    for mine, p in zip(loaded.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, p)  # the whole model, not a part
 
 
 def test_the_answer_ends_where_the_context_ends(model):

@@ -1,12 +1,26 @@
+import json
 import re
+from random import Random
 
 import pytest
-from judging import completion, numbers, rows_of, run_judge, serving, write_solutions
+from judging import (
+    completion,
+    numbers,
+    rows_of,
+    run_judge,
+    serving,
+    stepwise,
+    trajectory,
+    write_solutions,
+)
 from tiny import write_checkpoint, write_rows
 
 import judge
 import reward
 from config import UserError
+from data import load_pairs
+from logs import VERDICT, read_log
+from tokenizer import Tokenizer
 
 NONSENSE = {
     "reply is not one JSON object": [
@@ -138,26 +152,6 @@ def test_text_cannot_leave_its_part_of_the_prompt():
             assert inside == judge.shield(evil) and len(inside) == len(evil)
 
 
-@pytest.mark.parametrize(
-    "changes, reason",
-    [
-        ({"finish": "length"}, "cut off"),
-        ({"text": " \n"}, "empty"),
-        ({"text": "Answer: \ufffd 40"}, "with broken characters"),
-        ({"text": "Answer: \x1b[1m 40"}, "with broken characters"),
-    ],
-)
-def test_unusable_solutions_are_counted_and_not_asked(out, changes, reason, capsys):
-    rows = rows_of(out / "trajectories.jsonl")
-    rows[0] |= changes
-    write_rows(out / "trajectories.jsonl", rows)
-    with serving() as server:
-        run_judge(out, server)
-    text = capsys.readouterr().out
-    assert numbers(text)["solutions"] == (20, 19, 1) and f"1 {reason}" in text
-    assert not any(v["trajectory"] == "q0/0" for v in rows_of(out / "verdicts.jsonl"))
-
-
 def test_the_exact_judge_compares_final_answers(out, capsys):
     run_judge(out, judge="exact")
     verdicts = rows_of(out / "verdicts.jsonl")
@@ -182,3 +176,198 @@ def test_a_local_judge_leaves_out_what_is_longer_than_its_context(out, tmp_path)
     path = write_checkpoint(tmp_path / "judge")  # context 256
     with pytest.raises(UserError, match="longer than the judge's context of 256"):
         run_judge(out, judge="local", judge_from=str(path), device="cpu")
+
+
+# ---- steps and quotes ----------------------------------------------------------------------------
+
+PIECES = """Step 1:|step 12)|STEP  3 .|Answer: 41|The final answer: 4|answer|the|steps 2:|45|4.5|=|
+profit|54 - 9|(a+b)*|\\boxed{4}|</answer>|<question>|.|:|-|利润。|é|e\u0301|📉|👩‍👩‍👧"""
+PIECES = [
+    *PIECES.replace("\n", "").split("|"),
+    "\n",
+    "\n\n",
+    "\r\n",
+    " ",
+    "  ",
+    "\t",
+    "\u3000",
+    "\xa0",
+]
+
+
+def random_text(rng):
+    glue = rng.choice(["", " "])
+    return glue.join(rng.choices(PIECES, k=rng.randint(0, 25)))
+
+
+def test_steps_quote_the_text_letter_by_letter_and_miss_none_of_it():
+    for seed in range(2000):
+        text = random_text(Random(seed))
+        spans = judge.split_steps(text)
+        assert [] == [x for a, b in spans if (x := text[a:b]) != x.strip() or not x], (text, spans)
+        ends = [0, *(b for _, b in spans)]
+        starts = [*(a for a, _ in spans), len(text)]
+        assert not any(text[b:a].strip() or b > a for b, a in zip(ends, starts, strict=True)), text
+        # every line begins a step, and so does whatever says that it is one
+        assert not any("\n" in text[a:b] for a, b in spans), text
+        for mark in re.finditer(r"\bstep *\d+ *[:.)]", text, re.I):
+            assert mark.start() in starts, text
+
+
+@pytest.mark.parametrize(
+    "text, steps",
+    [
+        ("", []),
+        (" \n ", []),
+        ("One line", ["One line"]),
+        (" a\n\n b \n", ["a", "b"]),
+        ("So: Step 1: x. Step 2: y. Answer: 4", ["So:", "Step 1: x.", "Step 2: y.", "Answer: 4"]),
+        ("x. The final answer: 4", ["x.", "The final answer: 4"]),
+        ("so the\nAnswer: 4", ["so the", "Answer: 4"]),
+        ("step 1) x step 2. y", ["step 1) x", "step 2. y"]),
+        ("The steps 1: and misstep 2: and step two: are none", None),
+        ("Step 1 takes the 2 of step 3", None),
+    ],
+)
+def test_a_step_is_a_line_or_says_that_it_is_one(text, steps):
+    assert [text[a:b] for a, b in judge.split_steps(text)] == (
+        steps if steps is not None else [text]
+    )
+
+
+def verdict_on(text, before, step):
+    record = {"id": "t", "text": text, "prompt": [{"role": "user", "content": "?"}], "answer": "1"}
+    body = judge.build_request("stepwise", 1, "?", "1", text, "m", 1, 0)
+    reply = {"raw": stepwise(before, step, "right"), "finish": "stop", "usage": {}}
+    request = "t/stepwise/1", "stepwise", 1, body, record
+    return judge.read_verdict(request, "j", reply | {"tries": 1, "latency_s": 0.0})
+
+
+def test_every_step_quoted_whole_or_in_part_is_found_where_it_stands():
+    found = 0
+    for seed in range(700):
+        rng = Random(seed)
+        text = random_text(rng)
+        for i, (a, b) in enumerate(judge.split_steps(text)):
+            # the judge sees the text shielded, and may write its white space otherwise
+            before, step = judge.shield(text)[:a], judge.shield(text)[a:b]
+            loose = (" ".join(before.split()), "\n".join(step.split()))
+            for quotes in ((before, step), loose):
+                assert judge.locate(text, *quotes) == (a, b), (text, quotes)
+                assert verdict_on(text, *quotes)["first_error"] == i, (text, quotes)
+            cuts = [a + m.end() for m in re.finditer(r"\s+", text[a:b])]
+            if cuts:
+                cut = rng.choice(cuts)
+                before, step = judge.shield(text)[:cut], judge.shield(text)[cut:b]
+                verdict = verdict_on(text, before, step)
+                assert verdict["first_error"] == i, (text, before, step)
+                found += 1
+    assert found > 1000
+
+
+@pytest.mark.parametrize(
+    "before, step, index",
+    [
+        ("", "Step 1: fine.", 0),
+        ("Step 1: fine.", "Step 2: half", 1),
+        ("Step 1: fine. Step 2:", "half of it.", 1),
+        ("Step 1: fine. Step 2: half of it.", "Answer:", 2),
+        ("Step 1: fine.", "half", None),
+        ("", "fine.", None),
+    ],
+)
+def test_a_quote_stands_for_the_step_in_which_it_begins(before, step, index):
+    verdict = verdict_on("Step 1: fine. Step 2: half of it. Answer: 41", before, step)
+    assert verdict["first_error"] == index
+    assert verdict["correction"] == (None if index is None else "right")
+    assert bool(verdict["parsed"]) == (index is not None) == (verdict["reason"] is None)
+
+
+# ---- solutions that are none ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"text": "Answer: 40. No, wait. The answer is 41."}, "with two final answers"),
+        ({"text": "It is \\boxed{40}. Answer: 41"}, "with two final answers"),
+        ({"text": "Answer: 40<|eot_id|>"}, "with a control token"),
+        ({"text": "<|start_header_id|>user<|end_header_id|> Answer: 40"}, "with a control token"),
+        ({"text": "Answer: 40\ufffd"}, "with broken characters"),  # what a NUL becomes, too
+        ({"text": "Answer: \x1b[1m 40"}, "with broken characters"),
+        ({"text": " \n\t"}, "empty"),
+        ({"text": ""}, "empty"),
+        ({"finish": "length"}, "cut off"),
+        ({"finish": "content_filter"}, "ended by content_filter"),
+        ({"finish": "control token"}, "ended by control token"),
+    ],
+)  # fmt: skip
+def test_what_is_no_solution_is_counted_by_reason_kept_and_not_used(out, changes, reason, capsys):
+    rows = rows_of(out / "trajectories.jsonl")
+    rows[0] |= changes
+    write_rows(out / "trajectories.jsonl", rows)
+    before = (out / "trajectories.jsonl").read_bytes()
+    with serving() as server:
+        run_judge(out, server)
+    assert not any(v["trajectory"] == "q0/0" for v in rows_of(out / "verdicts.jsonl"))
+    reward.pairs(reward.Pairs(out_dir=str(out)))
+    assert not any("q0/0" in row["from"] for row in rows_of(out / "pairs.jsonl"))
+    text = capsys.readouterr().out
+    for line in text.splitlines():
+        if " solutions = " in line and " wrong + " in line:  # of judge and of pairs
+            assert line == f"20 solutions = 4 correct + 15 wrong + 1 skipped [1 {reason}]"
+    assert text.count(f"1 {reason}") == 2
+    assert (out / "trajectories.jsonl").read_bytes() == before
+
+
+def test_the_same_final_answer_twice_is_one_and_angle_brackets_are_no_control_token():
+    for text in ("It is \\boxed{40}. Answer: 40", "if a <| b then |> Answer: 40", "a < b | c > d",
+                 "Answer: **40**\nThe answer is 40."):  # fmt: skip
+        assert judge.unusable({"text": text, "finish": "stop"}) is None
+
+
+# ---- other scripts -------------------------------------------------------------------------------
+
+CHINESE = ["第一步：毛利 = 收入 − 成本 = 45。", "第二步：营业利润 = 45 − 5 = 41 📉。", "Answer: 41"]
+ACCENTS = [
+    "Étape 1 : bénéfice brut = 45 👩‍👩‍👧.",
+    "Etape 2 : re\u0301sultat = 45 − 5 = 41 €.",
+    "Answer: 41",
+]
+
+
+@pytest.mark.parametrize("steps", [CHINESE, ACCENTS])
+@pytest.mark.parametrize("glue", ["\n", " ", "\u3000"])
+@pytest.mark.parametrize("layout", ["paper", "continuation"])
+def test_texts_of_other_scripts_are_quoted_and_paired_letter_by_letter(
+    tmp_path, steps, glue, layout
+):
+    text, mended = glue.join(steps), steps[1].replace("41", "40")
+    rows = [
+        trajectory("问题", 0, text),
+        trajectory("问题", 1, glue.join([*steps[:1], "Answer: 40"])),
+    ]
+    write_rows(tmp_path / "trajectories.jsonl", rows)
+
+    def reply(number, body, good):
+        if "First incorrect step" not in body["messages"][0]["content"]:
+            return completion(good)
+        keys = json.loads(stepwise(steps[0], steps[1], mended))
+        return completion(json.dumps(keys, ensure_ascii=number % 2 == 0))
+
+    with serving(reply) as server:
+        run_judge(tmp_path, server)
+    assert f"<answer>\n{text}\n</answer>" in server.seen[0][2]["messages"][0]["content"] or (
+        f"<answer>\n{text}\n</answer>" in server.seen[1][2]["messages"][0]["content"]
+    )
+    verdict = read_log(tmp_path / "verdicts.jsonl", VERDICT)["问题/0/stepwise/1"]
+    assert verdict["parsed"] and verdict["correction"] == mended
+    reward.pairs(reward.Pairs(out_dir=str(tmp_path), layout=layout))
+    fap, scp = rows_of(tmp_path / "pairs.jsonl")
+    assert fap["rejected"] == text and scp["chosen"].strip() == mended
+    assert scp["rejected"].strip() == steps[1]
+    if layout == "continuation":
+        assert text.startswith(scp["prefix"] + scp["rejected"])
+    tokenizer = Tokenizer(write_checkpoint(tmp_path / "model"))
+    _, counts = load_pairs(str(tmp_path / "pairs.jsonl"), tokenizer, 2000)
+    assert counts.used == 2

@@ -270,7 +270,9 @@ def continued(model, cache, pieces, slots):
 @torch.no_grad()
 def test_prefill_copied_slots_and_decoding_equal_the_uncached_model(model):
     cache = KVCache(model.config, slots=6, max_len=40, dtype=torch.float64)
-    cache.k.fill_(1e3), cache.v.fill_(1e3)  # what an earlier sequence left there
+    cache.reserve(40)
+    for kv in cache.kv:
+        kv.fill_(1e3)  # what an earlier sequence left there
     held = {4: tokens(9, 1), 0: tokens(3, 2), 2: tokens(21, 3)}
 
     def check(got, slots):

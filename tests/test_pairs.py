@@ -1,12 +1,23 @@
 import json
+from collections import Counter
 
 import pytest
-from judging import completion, numbers, rows_of, run_judge, serving, trajectory, write_solutions
-from tiny import write_checkpoint, write_rows
+from judging import (
+    adds_up,
+    completion,
+    numbers,
+    rows_of,
+    run_judge,
+    serving,
+    trajectory,
+    write_solutions,
+)
+from tiny import write_checkpoint, write_rows, write_tokenizer
 
 import reward
 from config import UserError
-from data import load_pairs
+from data import PAIR, load_pairs, row_families
+from pairs import select
 from tokenizer import Tokenizer
 
 
@@ -120,11 +131,14 @@ def test_equal_texts_and_useless_corrections_make_no_pair_and_are_counted(out, c
     reward.pairs(reward.Pairs(out_dir=str(out), fap_per_prompt=9))
     text = capsys.readouterr().out
     assert numbers(text) == {
+        "solutions": (7, 6, 1),
         "prompts for pairs by outcome (FAP)": (4, 1, 3),
         "wrong solutions for pairs by process (SCP)": (3, 1, 2),
+        "pairs": (3, 3, 0),
     }
-    for reason in ("1 all correct", "1 all wrong", "1 not judged", "1 without a wrong step"):
+    for reason in ("1 cut off", "1 all correct", "1 all wrong", "1 no usable solution"):
         assert reason in text
+    assert "1 without a wrong step" in text
     assert "1 with a step that another pair has" in text
     fap = [row for row in rows_of(out / "pairs.jsonl") if row["kind"] == "fap"]
     assert len(fap) == 2 and len({(row["chosen"], row["rejected"]) for row in fap}) == 2
@@ -172,3 +186,133 @@ def test_a_second_reply_can_be_valid(out):
     assert len(rows_of(out / "verdicts.jsonl")) == 70 and len(server.seen) == 50
     reward.pairs(reward.Pairs(out_dir=str(out)))
     assert all(row["verdict"].endswith("/2") for row in rows_of(out / "pairs.jsonl"))
+
+
+# ---- which pairs are kept ------------------------------------------------------------------------
+
+
+def test_agreed_uses_only_what_judge_and_rule_say_alike(out, capsys):
+    rows = rows_of(out / "trajectories.jsonl")
+    rows[0]["correct"] = rows[4]["correct"] = False  # the judge holds q0/0 and q1/0 for right
+    rows[9]["correct"] = True  # and q2/1 for wrong
+    rows[12]["correct"] = None  # q3/0: the rule says nothing
+    judged(out, rows)
+    capsys.readouterr()
+    reward.pairs(reward.Pairs(out_dir=str(out)))
+    assert numbers(capsys.readouterr().out)["solutions"] == (20, 20, 0)
+    reward.pairs(reward.Pairs(out_dir=str(out), agreed=True))
+    text = capsys.readouterr().out
+    assert adds_up(text)["solutions"] == (20, 17, 3)
+    assert "3 on which judge and rule disagree" in text and "2 all wrong" in text
+    used = {name for row in rows_of(out / "pairs.jsonl") for name in row["from"]}
+    assert not used & {"q0/0", "q1/0", "q2/1"} and "q3/0" in used
+
+
+def pair_of(name, chosen, rejected, kind="fap", prompt="Question?"):
+    pair = {"id": name, "kind": kind, "prompt": [{"role": "user", "content": prompt}]}
+    pair |= {"prefix": "", "chosen": chosen, "rejected": rejected}
+    return pair | {"ends_turn": {"chosen": True, "rejected": True}}
+
+
+def kept_of(rows, **settings):
+    kept, counts = select(rows, reward.Pairs(**settings))
+    assert len(rows) == len(kept) + counts.total()
+    return [row["id"] for row in kept], {reason: n for reason, n in counts.items() if n}
+
+
+def test_length_ratio_counts_words_on_either_side_and_keeps_its_boundary():
+    words = "one two three four five six seven".split()
+    rows = [pair_of(f"{n}{side}", *[" ".join(words[:n]), "a  b"][::step])
+            for n in (1, 2, 5, 6) for side, step in (("chosen", 1), ("rejected", -1))]  # fmt: skip
+    assert kept_of(rows, length_ratio=0.0) == ([row["id"] for row in rows], {})
+    lost = {"beyond --length_ratio": 2}
+    assert kept_of(rows, length_ratio=2.5) == ([row["id"] for row in rows[:6]], lost)
+    lost = {"beyond --length_ratio": 6}
+    assert kept_of(rows, length_ratio=1.0) == ([row["id"] for row in rows[2:4]], lost)
+
+
+@pytest.mark.parametrize("template", ["llama3", "chatml"])
+@pytest.mark.parametrize("layout", ["paper", "continuation"])
+def test_max_length_leaves_out_exactly_what_training_would_skip(out, tmp_path, template, layout):
+    rows = rows_of(out / "trajectories.jsonl")
+    rows[2]["text"] = "Step 1: BAD 利润 = 45 📉. Answer: 42"
+    rows[3]["text"] = "Step 1: fine and much longer. Step 2: BAD . Answer: 41"
+    judged(out, rows)
+    reward.pairs(reward.Pairs(out_dir=str(out), layout=layout))
+    rows = rows_of(out / "pairs.jsonl")
+    write_tokenizer(tmp_path / "model", template)
+    tokenizer = Tokenizer(tmp_path / "model")
+
+    def trained(limit):
+        found = row_families(PAIR, [(row["id"], row) for row in rows], tokenizer, limit)
+        return [r["id"] for r, f in zip(rows, found, strict=True) if not isinstance(f, str)]
+
+    sizes = {limit: len(trained(limit)) for limit in range(40, 300)}
+    steps = [n for n in sizes if n - 1 in sizes and sizes[n] > sizes[n - 1]]
+    assert sizes[40] == 0 and sizes[299] == len(rows) and len(steps) > 3
+    for limit in {n + d for n in steps for d in (-1, 0, 1)}:
+        settings = {"max_length": limit, "tokenizer": str(tmp_path / "model")}
+        ids, lost = kept_of(rows, **settings)
+        assert ids == trained(limit), limit
+        assert set(lost) <= {"beyond --max_length"}
+
+
+def test_max_length_needs_a_tokenizer_and_training_skips_nothing_behind_it(out, tmp_path, capsys):
+    judged(out)
+    with pytest.raises(UserError, match="--max_length counts tokens.*--tokenizer"):
+        reward.pairs(reward.Pairs(out_dir=str(out), max_length=50))
+    path = str(write_checkpoint(tmp_path / "model"))
+    capsys.readouterr()
+    reward.pairs(reward.Pairs(out_dir=str(out), max_length=100, tokenizer=path))
+    made, used, lost = adds_up(capsys.readouterr().out)["pairs"]
+    assert made == 20 and 0 < used < 20 and lost == 20 - used
+    _, counts = load_pairs(str(out / "pairs.jsonl"), Tokenizer(path), 100)
+    assert counts.used == counts.rows == used
+
+
+@pytest.mark.parametrize("fap, scp", [(2, 1), (1, 2), (2, 2), (1, 1)])
+def test_balance_leaves_out_pairs_of_the_more_frequent_kind_by_seed(out, fap, scp, capsys):
+    judged(out)
+    made = set()
+    for seed in range(4):
+        settings = {"fap_per_prompt": fap, "scp_per_prompt": scp, "balance": True, "seed": seed}
+        capsys.readouterr()
+        reward.pairs(reward.Pairs(out_dir=str(out), **settings))
+        text = capsys.readouterr().out
+        found, fewer = adds_up(text), 5 * min(fap, scp)
+        assert found["pairs"] == (5 * (fap + scp), 2 * fewer, 5 * (fap + scp) - 2 * fewer)
+        assert ("left out by --balance" in text) == (fap != scp)
+        rows = rows_of(out / "pairs.jsonl")
+        assert Counter(row["kind"] for row in rows) == {"fap": fewer, "scp": fewer}
+        before = (out / "pairs.jsonl").read_bytes()
+        reward.pairs(reward.Pairs(out_dir=str(out), **settings))
+        assert (out / "pairs.jsonl").read_bytes() == before
+        made.add(tuple(row["id"] for row in rows))
+    assert len(made) > 1 or fap == scp
+
+
+def test_balance_without_pairs_of_one_kind_is_an_error_that_says_so(out, capsys):
+    judged(out)
+    with pytest.raises(UserError, match="no pair can be made"):
+        reward.pairs(reward.Pairs(out_dir=str(out), scp_per_prompt=0, balance=True))
+    text = capsys.readouterr().out
+    assert adds_up(text)["pairs"] == (10, 0, 10) and "10 left out by --balance" in text
+    assert not (out / "pairs.jsonl").exists()
+
+
+def test_the_same_pair_of_two_prompts_is_used_once(out, capsys):
+    rows = rows_of(out / "trajectories.jsonl")
+    for row in rows[4:8]:  # q1 asks word for word what q0 asks
+        row["prompt"] = rows[0]["prompt"]
+    judged(out, rows)
+    capsys.readouterr()
+    reward.pairs(reward.Pairs(out_dir=str(out), fap_per_prompt=9))
+    text = capsys.readouterr().out
+    assert adds_up(text)["pairs"] == (20, 16, 4) and "4 the same as another" in text
+    texts = [[row[k] for k in ("prompt", "chosen", "rejected")]
+             for row in rows_of(out / "pairs.jsonl")]  # fmt: skip
+    assert len({json.dumps(text) for text in texts}) == len(texts) == 16
+    # equal words under another question, or behind another prefix, are another pair
+    rows = [pair_of("a", "x", "y"), pair_of("b", "x", "y", prompt="Why?")]
+    rows += [rows[0] | {"id": "c", "prefix": "z"}, rows[0] | {"id": "d", "kind": "scp"}]
+    assert kept_of(rows) == (["a", "b", "c"], {"the same as another": 1})

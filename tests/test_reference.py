@@ -10,6 +10,7 @@ from tiny import WORDS, write_rows
 import reference
 from config import UserError
 from data import load_pairs
+from metrics import read_metrics
 from model import Llama
 from packing import collate
 from tokenizer import Tokenizer
@@ -116,14 +117,34 @@ def test_held_out_pairs_have_a_key_of_their_own(data, tmp_path):
     assert len(begun(data, tmp_path / "out", **held)) == 3
 
 
-def test_a_file_that_was_tampered_with_or_is_torn_is_refused(data, tmp_path):
+def test_a_table_of_another_model_and_a_changed_or_torn_file_are_refused(data, tmp_path):
     (file,) = begun(data, tmp_path / "out").values()
-    logps = load_file(file)["logps"]
-    save_file({"logps": logps + 0.01 * torch.eye(50, 2)}, file)  # one number, by little
+    whole, logps = file.read_bytes(), load_file(file)["logps"]
+    other = logps + 0.01 * torch.eye(50, 2)  # one number, by little
+    save_file({"logps": other}, file, metadata={"sha256": reference.digest(other)})
     with pytest.raises(UserError, match=f"{file.name}: is not of this model and data; delete it"):
         begun(data, tmp_path / "out")
-    file.write_bytes(file.read_bytes()[:-40])
+    for place in (-1, -200, -400 + 1):  # a bit of any number, also of pairs that are not checked
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        with pytest.raises(UserError, match=f"{file.name}: is not as it was written; delete it"):
+            begun(data, tmp_path / "out")
+    file.write_bytes(whole[:-40])
     with pytest.raises(UserError, match=f"{file.name}: not a readable safetensors file"):
         begun(data, tmp_path / "out")
     file.unlink()
     assert torch.equal(load_file(*begun(data, tmp_path / "out").values())["logps"], logps)
+
+
+def test_a_resumed_run_has_the_reference_of_its_first_step(data, tmp_path):
+    """Not the policy it goes on with: the first logged margin would be 0 again."""
+    run("dpo", data, tmp_path / "whole", lr=1e-2, save_every=2)
+    run("dpo", data, tmp_path / "stopped", lr=1e-2, save_every=2, crash_at=2)
+    (file,) = (tmp_path / "stopped").glob("reference-*.safetensors")
+    for change in (lambda: None, file.unlink):  # read back, and computed once more
+        change()
+        rows = run("dpo", data, tmp_path / "stopped", lr=1e-2, save_every=2, crash_at=3)
+        whole = read_metrics(tmp_path / "whole")[: len(rows)]
+        assert [row["rewards/margins"] for row in rows] == [r["rewards/margins"] for r in whole]
+        assert abs(rows[2]["rewards/margins"]) > 1e-3

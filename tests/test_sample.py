@@ -17,6 +17,7 @@ from sample import exam, facts, judge_server, new_base, world
 SAMPLE = Path(__file__).resolve().parents[1] / "sample"
 DATA = SAMPLE / "data"
 TEST_FILES = sorted(DATA.glob("eval/*.jsonl"))
+EXERCISES = [DATA / f"exam_{name}.jsonl" for name in ("train", "judge")]
 TRAIN_FILES = [DATA / f"{name}.jsonl" for name in ("base_text", "base_chat", "cpt", "sft")]
 
 
@@ -65,7 +66,7 @@ def test_no_exam_or_task_question_is_trained_on(path):
     if path.stem in ("reasoning", "reasoning_dev", "tasks"):
         asked = set(questions(path))
         assert len(asked) == len(rows(path))
-        for trained in (*TRAIN_FILES, DATA / "exam_train.jsonl"):
+        for trained in (*TRAIN_FILES, *EXERCISES):
             assert not asked & set(questions_of_chats(trained))
     else:  # facts and formats are asked for again: that is what retention means
         assert len({row["id"] for row in rows(path)}) == len(rows(path))
@@ -88,7 +89,7 @@ def test_only_instruction_rows_of_mixed_up_formulas_make_mistakes():
     assert set(wrong) == set(world.MIXED_UP) == set(exam.MISTAKES)
     for name, share in world.MIXED_UP.items():
         assert abs(wrong[name] / asked[name] - share) < 0.1
-    for name in ("exam_train", "eval/reasoning", "eval/reasoning_dev"):
+    for name in ("exam_train", "exam_judge", "eval/reasoning", "eval/reasoning_dev"):
         for row in rows(DATA / f"{name}.jsonl"):
             question = row.get("prompt") or row["query"]
             assert row["solution"] == exam.solution(*exam.solve(question))
@@ -99,6 +100,12 @@ def test_development_and_test_exam_share_no_question():
         set(questions(DATA / f"eval/{name}.jsonl")) for name in ("reasoning_dev", "reasoning")
     )
     assert not dev & test
+
+
+def test_a_judge_learns_from_other_exercises_than_it_judges():
+    train, judge = (set(questions(path)) for path in EXERCISES)
+    assert len(judge) == 2000 and not train & judge
+    assert not judge & set(questions_of_chats(DATA / "sft.jsonl"))
 
 
 def test_gold_points_at_the_answer():
@@ -272,6 +279,27 @@ def test_the_judge_names_no_step_where_none_is_wrong(url):
     for text in (RIGHT, RIGHT.replace("Answer: 40", "Answer: 41")):
         verdict = ask(url, text, "scp")
         assert verdict["First incorrect step"] == verdict["Step correction"] == ""
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        (SLIP, "Step 1: 54 and 54 agree, 9 and 9 agree, 44 and 45 differ. Step 1 is wrong."),
+        (RIGHT.replace("cost =", "tax ="), "Step 1: 54 and 54 agree, 9 and 9 agree, 45 and 45 "
+         "agree, the words differ. Step 1 is wrong."),
+        (f"{STEPS[0]} Answer: 45", "Step 1: 54 and 54 agree, 9 and 9 agree, 45 and 45 agree. "
+         "Step 2 is built otherwise. Step 2 is wrong."),
+        ("Answer: 40", "Step 1 is built otherwise. Step 1 is wrong."),
+    ],
+)  # fmt: skip
+def test_the_judge_compares_up_to_the_wrong_step_before_it_names_one(text, why):
+    assert judge_server.judge_steps(QUESTION, RIGHT, text)["Justification"] == why
+
+
+def test_a_justification_stays_within_the_hundred_words_of_the_prompt():
+    steps = " ".join(f"Step {i}: we add 1, 2 and 3." for i in range(1, 40))
+    verdict = judge_server.judge_steps("How much?", f"{steps} Answer: 7", f"{steps} Answer: 8")
+    assert 80 < len(verdict["Justification"].split()) <= 100
 
 
 def test_the_judge_reads_a_foreign_question_from_its_reference(url):

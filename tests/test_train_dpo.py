@@ -5,16 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import by_hand, run, write_data
+from runs import VOCAB, by_hand, run, write_data
 from safetensors.torch import load_file
 from tiny import write_rows
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import UserError
 from model import Llama
-from packing import collate, family
+from packing import IGNORE, collate, family
 from reference import pair_logps
 from tokenizer import Tokenizer
-from train_dpo import Config, check_values, dpo_loss, step_counts, step_sums
+from train_dpo import Config, check_values, dpo_loss, ipo_loss, step_counts, step_sums, step_values
 
 LN2 = math.log(2)
 
@@ -38,29 +39,32 @@ def pair_ids(data, name="pairs"):
         yield tokenizer.prompt(row["prompt"]), *([*r, tokenizer.turn_end_id] for r in replies)
 
 
-def log_sigmoid(x):
-    return -math.log1p(math.exp(-x))
+def log1p_exp(x):
+    return np.log1p(np.exp(x))
 
 
 # ---- numbers by hand -----------------------------------------------------------------------------
 
 
+POLICY_AND_REFERENCE = [[-10.0, -3.0], [-12.0, -5.0], [-11.0, -2.0], [-11.5, -9.0]]
+
+
 def test_dpo_loss_against_numbers_worked_out_by_hand():
-    policy_chosen, policy_rejected = torch.tensor([-10.0, -3.0]), torch.tensor([-12.0, -5.0])
-    ref_chosen, ref_rejected = torch.tensor([-11.0, -2.0]), torch.tensor([-11.5, -9.0])
-    losses, chosen, rejected = dpo_loss(
-        policy_chosen, policy_rejected, ref_chosen, ref_rejected, 0.1
-    )
-    assert chosen.tolist() == pytest.approx([0.1, -0.1])
-    assert rejected.tolist() == pytest.approx([-0.05, 0.4])
-    # margins 0.15 and -0.5: -log(sigmoid(0.15)) and -log(sigmoid(-0.5))
+    losses = dpo_loss(*torch.tensor(POLICY_AND_REFERENCE), 0.1)
+    # margins 0.1 * (1 - -0.5) and 0.1 * (-1 - 4): -log(sigmoid(0.15)) and -log(sigmoid(-0.5))
     assert losses.tolist() == pytest.approx([0.6209570, 0.9740770], abs=1e-6)
+
+
+def test_ipo_loss_against_numbers_worked_out_by_hand():
+    losses = ipo_loss(*torch.tensor(POLICY_AND_REFERENCE), 0.2)
+    assert losses.tolist() == pytest.approx([(1.5 - 2.5) ** 2, (-5 - 2.5) ** 2])
+    at_start = ipo_loss(*torch.tensor([[-10.0], [-12.0]] * 2), 0.2)
+    assert at_start.tolist() == pytest.approx([1 / (2 * 0.2) ** 2])
 
 
 def test_dpo_loss_stays_finite_far_out():
     far = torch.tensor([1e4, -1e4])
-    losses = dpo_loss(far, -far, torch.zeros(2), torch.zeros(2), 1.0)[0]
-    assert losses.tolist() == [0.0, 2e4]
+    assert dpo_loss(far, -far, torch.zeros(2), torch.zeros(2), 1.0).tolist() == [0.0, 2e4]
 
 
 def batch_of(pairs):
@@ -68,22 +72,30 @@ def batch_of(pairs):
     return collate(families, range(len(families)))
 
 
-@pytest.mark.parametrize("length_norm", [False, True])
+def preference(cfg, margins):
+    """Loss of a margin (policy - reference, chosen - rejected), written once more."""
+    return (margins - 0.5 / cfg.beta) ** 2 if cfg.loss == "ipo" else log1p_exp(-cfg.beta * margins)
+
+
+VARIANTS = [("sigmoid", False), ("sigmoid", True), ("ipo", False)]
+
+
+@pytest.mark.parametrize(("loss", "length_norm"), VARIANTS)
 @pytest.mark.parametrize("nll_norm", ["tokens", "sequence"])
-def test_the_sums_of_a_micro_batch_against_numpy(data, base, length_norm, nll_norm):
+def test_the_sums_of_a_micro_batch_against_numpy(data, base, loss, length_norm, nll_norm):
     pairs = list(pair_ids(data))[:5]
     reference = torch.tensor(np.random.default_rng(0).normal(-40, 6, (5, 2)), dtype=torch.float32)
-    cfg = Config(beta=0.3, length_norm=length_norm, nll_norm=nll_norm)
+    cfg = Config(loss=loss, beta=0.3, length_norm=length_norm, nll_norm=nll_norm)
     losses, shown = step_sums(base, batch_of(pairs), reference, cfg)
-    dpo, nll, rewards = 0.0, 0.0, []
+    want, nll, ratios = 0.0, 0.0, []
     for (prompt, *replies), ref in zip(pairs, reference.double().numpy(), strict=True):
         logps = [by_hand(base, prompt, reply) for reply in replies]
-        n = [len(reply) if length_norm else 1 for reply in replies]
-        rewards.append([0.3 * (logps[i].sum() - ref[i]) / n[i] for i in (0, 1)])
-        dpo -= log_sigmoid(rewards[-1][0] - rewards[-1][1])
+        n = [len(reply) if length_norm or loss == "ipo" else 1 for reply in replies]
+        ratios.append([logps[i].sum() - ref[i] for i in (0, 1)])
+        want += preference(cfg, ratios[-1][0] / n[0] - ratios[-1][1] / n[1])
         nll -= logps[0].mean() if nll_norm == "sequence" else logps[0].sum()
-    assert losses.tolist() == pytest.approx([dpo, nll], rel=1e-5)
-    rewards = np.array(rewards)
+    assert losses.tolist() == pytest.approx([want, nll], rel=1e-5)
+    rewards = 0.3 * np.array(ratios)  # of whole replies in every variant, as TRL logs them
     assert shown[:2].tolist() == pytest.approx(rewards.sum(0).tolist(), rel=1e-4)
     assert shown[2] == (rewards[:, 0] > rewards[:, 1]).sum()
     assert 0 < shown[2] < 5  # the case tells right from wrong
@@ -95,6 +107,51 @@ def test_a_prompt_shared_by_two_replies_equals_two_separate_sequences(data, base
     want = [[by_hand(base, p, reply).sum() for reply in replies] for p, *replies in pairs]
     assert (logps - torch.tensor(want)).abs().max() < 1e-3
     assert tokens.tolist() == [[len(c), len(r)] for _, c, r in pairs]
+
+
+def test_shared_prompts_give_the_log_probs_and_gradients_of_separate_sequences_in_fp64(data):
+    pairs, model = list(pair_ids(data))[:7], Llama.from_pretrained(data / "base").double()
+    weights = torch.linspace(-1, 2, 14, dtype=torch.float64).view(7, 2)  # of every reply another
+    shared, _ = pair_logps(model, batch_of(pairs))
+    (weights * shared).sum().backward()
+    got = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    separate = [[logp_with_gradient(model, p, reply) for reply in both] for p, *both in pairs]
+    separate = torch.stack([torch.stack(both) for both in separate])
+    (weights * separate).sum().backward()
+    assert (shared - separate).abs().max() <= 1e-10
+    for g, p in zip(got, model.parameters(), strict=True):
+        assert (g - p.grad).abs().max() <= 1e-10
+
+
+class ProductsWithTheVocabulary(TorchDispatchMode):
+    """Sizes of the matrix products that have VOCAB on one side: (rows, columns, depth)."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name in ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm"):
+            a, b = [x for x in args if torch.is_tensor(x)][-2:]
+            if VOCAB in (*a.shape, *b.shape):
+                self.seen.append((a.shape[-2], b.shape[-1], a.shape[-1]))
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_head_works_for_completion_tokens_only(data, base):
+    """Logits, their second making and the gradients of hidden states and weight: four products."""
+    batch = batch_of(list(pair_ids(data))[:5])
+    trained, width = int((batch.labels != IGNORE).sum()), base.config.hidden_size
+    assert trained < 0.8 * len(batch.labels)
+    with ProductsWithTheVocabulary() as products:
+        losses, _ = step_sums(base, batch, torch.zeros(5, 2), Config())
+        losses.sum().backward()
+    base.zero_grad()
+    assert len(products.seen) == 4
+    assert {tuple(sorted(sizes)) for sizes in products.seen} == {
+        tuple(sorted((trained, VOCAB, width)))
+    }
 
 
 def test_token_zero_counts_in_the_nll(data, base):
@@ -151,26 +208,42 @@ def logp_with_gradient(model, prompt, reply):
 
 
 @pytest.mark.parametrize("nll_norm", ["tokens", "sequence"])
-@pytest.mark.parametrize("length_norm", [False, True])
-def test_the_gradient_is_that_of_the_formula(data, base, tmp_path, nll_norm, length_norm):
+@pytest.mark.parametrize(("loss", "length_norm"), VARIANTS)
+def test_the_gradient_is_that_of_the_formula(data, base, tmp_path, nll_norm, loss, length_norm):
     """Of 50 pairs, at the reference, in one step; kept in the optimizer's order."""
     file = tmp_path / "gradients.safetensors"
     run("dpo", data, tmp_path / "out", gradients=file, grad_clip=1e9, beta=2.0, nll_coef=0.3,
-        nll_norm=nll_norm, length_norm=length_norm, **WHOLE)  # fmt: skip
+        nll_norm=nll_norm, loss=loss, length_norm=length_norm, **WHOLE)  # fmt: skip
     pairs, base = list(pair_ids(data)), base.double()
     chosen_tokens = sum(len(chosen) for _, chosen, _ in pairs)
     for prompt, chosen, rejected in pairs:
-        n, m = (len(chosen), len(rejected)) if length_norm else (1, 1)
+        means = length_norm or loss == "ipo"
+        n, m = (len(chosen), len(rejected)) if means else (1, 1)
         good, bad = (logp_with_gradient(base, prompt, reply) for reply in (chosen, rejected))
-        margin = 2.0 * ((good - good.detach()) / n - (bad - bad.detach()) / m)
+        margin = (good - good.detach()) / n - (bad - bad.detach()) / m
         nll = -good / (len(chosen) * 50 if nll_norm == "sequence" else chosen_tokens)
-        (torch.log1p(torch.exp(-margin)) / 50 + 0.3 * nll).backward()
+        away = (margin - 0.25) ** 2 if loss == "ipo" else torch.log1p(torch.exp(-2.0 * margin))
+        (away / 50 + 0.3 * nll).backward()
     want = [p.grad for p in sorted(base.parameters(), key=lambda p: p.ndim < 2)]
     base.float().zero_grad()
     got = load_file(file).values()
     assert len(got) == len(want)
     for g, w in zip(got, want, strict=True):
         assert (g - w).norm() <= 1e-4 * w.norm()
+
+
+def test_ipo_starts_at_its_square_and_draws_the_margin_to_half_of_1_by_beta(data, tmp_path):
+    """Of mean log-probs, over all pairs: 1 / (2 beta) = 1 nat a token."""
+    rows = run("dpo", data, tmp_path, loss="ipo", beta=0.5, nll_coef=0.0, epochs=20.0, lr=3e-3,
+               heldout_pairs=f"{data}/held_pairs.jsonl", **WHOLE)  # fmt: skip
+    assert rows[0]["loss/ipo"] == pytest.approx(1.0, abs=1e-4) and "loss/dpo" not in rows[0]
+    assert rows[-1]["loss/ipo"] < 0.1 and "heldout/loss_ipo" in rows[-1]
+    model, base = (Llama.from_pretrained(folder) for folder in (tmp_path, data / "base"))
+    margins = []
+    for prompt, *replies in pair_ids(data):
+        gain = [np.mean(by_hand(model, prompt, r) - by_hand(base, prompt, r)) for r in replies]
+        margins.append(gain[0] - gain[1])
+    assert np.mean(margins) == pytest.approx(1.0, abs=0.25)
 
 
 def test_preferences_are_learnt(data, tmp_path):
@@ -186,39 +259,53 @@ def test_without_the_nll_term_only_the_preference_is_trained(data, tmp_path):
     assert rows[0]["loss"] == rows[0]["loss/dpo"] != rows[0]["loss/nll"]
 
 
-def test_a_policy_that_does_not_begin_at_the_reference_is_an_error():
-    cpu, cfg = torch.device("cpu"), Config()
-    good = {"gap": 1e-5, "loss/dpo": LN2, "logps/chosen": -30.0, "rewards/chosen": 0.0}
+@pytest.mark.parametrize(("loss", "name", "start"), [("sigmoid", "dpo", LN2), ("ipo", "ipo", 25.0)])
+def test_a_policy_that_does_not_begin_at_the_reference_is_an_error(loss, name, start):
+    cpu, cfg, name = torch.device("cpu"), Config(loss=loss), f"loss/{name}"
+    good = {"gap": 1e-5, name: start, "logps/chosen": -30.0, "rewards/chosen": 0.0}
     check_values(0, dict(good), cfg, cpu)
-    for odd in ({"gap": 0.01}, {"loss/dpo": 0.7}, {"loss/dpo": 0.69}):
+    for odd in ({"gap": 0.01}, {name: start + 0.02}, {name: start - 0.02}):
         with pytest.raises(UserError, match="does not begin at the reference"):
             check_values(0, good | odd, cfg, cpu)
-    check_values(1, good | {"gap": 3.0, "loss/dpo": 0.5}, cfg, cpu)  # later it may differ
+    check_values(1, good | {"gap": 3.0, name: 0.5}, cfg, cpu)  # later it may differ
 
 
-def test_chosen_replies_that_fade_and_a_small_beta_are_warned_about(data, tmp_path, capsys):
-    cfg, cpu = Config(beta=0.1, warn_nats=20.0), torch.device("cpu")
-    values = {"gap": 0.0, "loss/dpo": LN2, "logps/chosen": -30.0}
-    check_values(5, values | {"rewards/chosen": -1.9}, cfg, cpu)
-    assert not capsys.readouterr().out
-    check_values(5, values | {"rewards/chosen": -2.1}, cfg, cpu)
-    assert "step 5: chosen replies lost 21.0 nats" in capsys.readouterr().out
+@pytest.mark.parametrize(("loss", "length_norm"), VARIANTS)
+def test_chosen_replies_that_fade_are_warned_about_by_the_nats_of_whole_replies(
+    data, base, capsys, loss, length_norm
+):
+    """Whatever the loss divides by: 15 tokens that lost 2 nats each are 30 lost, not 2."""
+    prompt, chosen, rejected = next(pair for pair in pair_ids(data) if len(pair[1]) >= 12)
+    logp = by_hand(base, prompt, chosen).sum()
+    cfg, cpu = Config(loss=loss, beta=0.1, length_norm=length_norm), torch.device("cpu")
+    for lost, warned in ((19.9, False), (20.2, True)):
+        reference = torch.tensor([[logp + lost, 0.0]])
+        losses, shown = step_sums(base, batch_of([(prompt, chosen, rejected)]), reference, cfg)
+        total = torch.cat([losses, shown]).detach()
+        values = step_values(total, 1, torch.tensor([1.0, 1.0]), cfg)
+        check_values(5, values, cfg, cpu)
+        said = capsys.readouterr().out
+        assert warned == ("step 5: chosen replies lost 20.2 nats" in said) == bool(said)
+
+
+def test_a_small_beta_is_noted_where_lengths_are_normalised(data, tmp_path, capsys):
     run("dpo", data, tmp_path / "a", length_norm=True, epochs=0.1)
-    assert "beta 0.1 is small for length-normalised" in capsys.readouterr().out
-    run("dpo", data, tmp_path / "b", epochs=0.1)
-    assert "beta" not in capsys.readouterr().out
+    assert "note: beta 0.1 is small for length-normalised" in capsys.readouterr().out
+    for change in ({}, {"loss": "ipo"}, {"length_norm": True, "beta": 2.0}):
+        run("dpo", data, tmp_path / str(change), epochs=0.1, **change)
+        assert "note: beta" not in capsys.readouterr().out
 
 
 def test_a_longer_reply_does_not_win_by_its_length_when_lengths_are_normalised(data, base):
-    """The same mean advantage over the reference: equal rewards with length_norm, not without."""
+    """The same mean advantage over the reference: no margin with length_norm, one without."""
     prompt, chosen, _ = next(pair_ids(data))
     long, short = chosen * 3, chosen[:2]
     logps = [by_hand(base, prompt, reply).sum() for reply in (long, short)]
     reference = torch.tensor([[logps[0] - 2.0 * len(long), logps[1] - 2.0 * len(short)]])
-    for norm, want in ((True, [0.2, 0.2]), (False, [0.2 * len(long), 0.2 * len(short)])):
+    for norm, margin in ((True, 0.0), (False, 2.0 * (len(long) - len(short)))):
         cfg = Config(beta=0.1, length_norm=norm)
-        _, shown = step_sums(base, batch_of([(prompt, long, short)]), reference, cfg)
-        assert shown[:2].tolist() == pytest.approx(want, abs=1e-3)
+        losses, _ = step_sums(base, batch_of([(prompt, long, short)]), reference, cfg)
+        assert losses[0].item() == pytest.approx(log1p_exp(-0.1 * margin), abs=1e-4)
 
 
 def test_pairs_that_are_broken_stop_the_run_and_useless_ones_are_counted(data, tmp_path, capsys):
