@@ -12,11 +12,10 @@ import json
 import re
 import time
 from collections import Counter
-from itertools import pairwise
 
 from config import UserError
 from endpoint import Unanswered
-from extract import final_answer, final_answers, same_answer
+from extract import final_answer, same_answer
 from generate import stream
 from jsonl import sha, unique
 
@@ -155,10 +154,16 @@ STEP = re.compile(
 
 def split_steps(text):
     """(start, end) of each step of a solution: lines, and within a line whatever begins with
-    `Step 3:` or `Answer:`. White space around a step is no part of it."""
-    cuts = [0, *(m.start() for m in STEP.finditer(text)), len(text)]
-    pieces = ((a, b, text[a:b].strip()) for a, b in pairwise(cuts))
-    return [(text.index(piece, a), a + len(text[a:b].rstrip())) for a, b, piece in pieces if piece]
+    `Step 3:` or `Answer:`. Marks alone (`##`) go with what follows, at the end with the last."""
+    cuts, spans, start = [m.start() for m in STEP.finditer(text)], [], 0
+    for end in [*cuts, len(text)]:
+        piece = text[start:end]
+        if re.search(r"\w", piece) or end == len(text) and piece.strip():
+            spans.append((end - len(piece.lstrip()), start + len(piece.rstrip())))
+            start = end
+    if len(spans) > 1 and not re.search(r"\w", text[slice(*spans[-1])]):  # marks at the end
+        spans[-2:] = [(spans[-2][0], spans[-1][1])]
+    return spans
 
 
 # ---- judges that need no endpoint ---------------------------------------------------------------
@@ -168,8 +173,9 @@ def ask_exact(bodies, trajectories):
     """The comparison by rule, in the form of a judge's replies."""
     for i, record in enumerate(trajectories):
         final = final_answer(record["text"])
-        right = final is not None and same_answer(final, record["answer"])
-        why = f"The final answer is {final}, the reference's is {record['answer']}."
+        reference = record.get("answer") or ""
+        right = final is not None and same_answer(final, reference)
+        why = f"The final answer is {final}, the reference's is {reference}."
         parsed = {"Justification": why, "Correctness": "correct" if right else "wrong"}
         reply = {"raw": json.dumps(parsed, ensure_ascii=False), "finish": "stop", "usage": {}}
         yield i, reply | {"latency_s": 0.0, "tries": 1}
@@ -211,9 +217,7 @@ def unusable(record):
         return "empty"
     if BROKEN.search(text):
         return "with broken characters"
-    if CONTROL.search(text):
-        return "with a control token"
-    return "with two final answers" if len(final_answers(text)) > 1 else None
+    return "with a control token" if CONTROL.search(text) else None
 
 
 def finding(verdict):
@@ -248,7 +252,7 @@ def request_parts(record):
     question = record["prompt"][0]["content"]
     if len(record["prompt"]) > 1:
         question = "\n\n".join(f"{m['role']}: {m['content']}" for m in record["prompt"])
-    reference = "\n".join(filter(None, [record.get("solution"), record["answer"]]))
+    reference = "\n".join(filter(None, [record.get("solution"), record.get("answer")]))
     return question, reference or "(none is given)", record["text"]
 
 

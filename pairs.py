@@ -18,6 +18,7 @@ from pathlib import Path
 
 from config import UserError, check_choice, check_range
 from data import pair_parts
+from extract import final_answers
 from jsonl import sha, write_jsonl
 from judge import decided, locate, split_steps, unusable
 from logs import CONTINUATION, TRAJECTORY, VERDICT, read_log, tally
@@ -51,6 +52,10 @@ def standing(record, verdicts, cfg):
     """ "correct", "wrong", or why a solution is not used."""
     if reason := unusable(record):
         return reason
+    if not (record.get("answer") or "").strip():
+        return "without reference answer"
+    if len(final_answers(record["text"])) > 1:
+        return "with two final answers"
     outcome = verdicts.get((record["id"], "outcome"))
     if not outcome or not outcome["parsed"]:
         return "without a valid verdict" if outcome else "not judged"

@@ -28,7 +28,7 @@ TRIED = [
     continuation("q0", "Step 1: fine.", 0, " Step 2: no. Answer: 41"),
     continuation("q0", "Step 1: fine.", 1, " Step 2:  BAD . Step 3: but so. Answer: 40"),
     continuation("q0", "Step 1: fine.", 2, " Step 2: cut. Answer: 40", finish="length"),
-    continuation("q0", "Step 1: fine.", 3, " Answer: 40 Step 2: it is. Answer: 50", correct=True),
+    continuation("q0", "Step 1: fine.", 3, " Answer: 40 Step 2: it is. Answer: 50", correct=False),
     continuation("q0", "Step 1: fine.", 4, " Step 2: own way. Step 3: on. Answer: 40"),
     continuation("q0", "Step 1: fine.", 5, " Step 2: later. Answer: 40"),
     continuation("q0", "", 0, "Answer: 40"),

@@ -208,10 +208,12 @@ def test_steps_quote_the_text_letter_by_letter_and_miss_none_of_it():
         ends = [0, *(b for _, b in spans)]
         starts = [*(a for a, _ in spans), len(text)]
         assert not any(text[b:a].strip() or b > a for b, a in zip(ends, starts, strict=True)), text
-        # every line begins a step, and so does whatever says that it is one
-        assert not any("\n" in text[a:b] for a, b in spans), text
+        # every line with a word begins a step, and so does whatever says that it is one
+        for a, b in spans:
+            assert sum(bool(re.search(r"\w", line)) for line in text[a:b].split("\n")) <= 1, text
         for mark in re.finditer(r"\bstep *\d+ *[:.)]", text, re.I):
-            assert mark.start() in starts, text
+            start = max(a for a in starts if a <= mark.start())
+            assert not re.search(r"\w", text[start : mark.start()]), text
 
 
 @pytest.mark.parametrize(
@@ -233,6 +235,9 @@ def test_a_step_is_a_line_or_says_that_it_is_one(text, steps):
     assert [text[a:b] for a, b in judge.split_steps(text)] == (
         steps if steps is not None else [text]
     )
+
+
+RIGHT = json.dumps({"Justification": "j", "Correctness": "correct"})
 
 
 def verdict_on(text, before, step):
@@ -289,8 +294,6 @@ def test_a_quote_stands_for_the_step_in_which_it_begins(before, step, index):
 @pytest.mark.parametrize(
     "changes, reason",
     [
-        ({"text": "Answer: 40. No, wait. The answer is 41."}, "with two final answers"),
-        ({"text": "It is \\boxed{40}. Answer: 41"}, "with two final answers"),
         ({"text": "Answer: 40<|eot_id|>"}, "with a control token"),
         ({"text": "<|start_header_id|>user<|end_header_id|> Answer: 40"}, "with a control token"),
         ({"text": "Answer: 40\ufffd"}, "with broken characters"),  # what a NUL becomes, too
@@ -318,6 +321,42 @@ def test_what_is_no_solution_is_counted_by_reason_kept_and_not_used(out, changes
             assert line == f"20 solutions = 4 correct + 15 wrong + 1 skipped [1 {reason}]"
     assert text.count(f"1 {reason}") == 2
     assert (out / "trajectories.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"text": "Answer: 40. No, wait. The answer is 41."}, "with two final answers"),
+        ({"text": "It is \\boxed{40}. Answer: 41"}, "with two final answers"),
+        ({"answer": ""}, "without reference answer"),
+        ({"answer": None}, "without reference answer"),
+    ],
+)
+def test_what_can_be_judged_but_not_trusted_makes_no_pair(out, changes, reason, capsys):
+    rows = rows_of(out / "trajectories.jsonl")
+    rows[0] |= changes
+    write_rows(out / "trajectories.jsonl", rows)
+
+    def lenient(number, body, good):  # any judge may say so
+        return completion(good) if "BAD" in body["messages"][0]["content"] else completion(RIGHT)
+
+    with serving(lenient) as server:
+        run_judge(out, server)
+    assert any(v["trajectory"] == "q0/0" for v in rows_of(out / "verdicts.jsonl"))
+    reward.pairs(reward.Pairs(out_dir=str(out)))
+    assert not any("q0/0" in row["from"] for row in rows_of(out / "pairs.jsonl"))
+    line = f"20 solutions = 4 correct + 15 wrong + 1 skipped [1 {reason}]"
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_marks_without_a_word_are_no_step_of_their_own():
+    for text, steps in [
+        ("## Step 1: a\n**Answer:** 4", ["## Step 1: a", "**Answer:** 4"]),
+        ("---\nStep 1: a.\n\n***\nb", ["---\nStep 1: a.", "***\nb"]),
+        ("Step 1: a.\nAnswer: 4\n**", ["Step 1: a.", "Answer: 4\n**"]),
+        ("***", ["***"]), ("  ", []),
+    ]:  # fmt: skip
+        assert [text[a:b] for a, b in judge.split_steps(text)] == steps
 
 
 def test_the_same_final_answer_twice_is_one_and_angle_brackets_are_no_control_token():

@@ -109,11 +109,11 @@ def test_a_judge_that_is_never_valid_finds_nothing(tmp_path, capsys):
 
 
 def test_a_case_that_cannot_be_judged_says_why(tmp_path):
-    rows = [case("a", ["It is \\boxed{4}.", "The answer is 5."], 1), case("b", THREE, -1)]
+    rows = [case("a", ["x \x07", "The answer is 5."], 1), case("b", THREE, -1)]
     rows += [case("c", ["x <|eot_id|>", "Answer: 4"], 0)]
     with serving(says({"b": ("correct", -1)})) as server:
         result = run_eval(tmp_path, rows, server)
-    assert result["invalid"] == {"with two final answers": 1, "with a control token": 1}
+    assert result["invalid"] == {"with broken characters": 1, "with a control token": 1}
     assert scores_of(result)["invalid"] == (66.67, 3)
 
 
