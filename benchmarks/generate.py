@@ -1,7 +1,8 @@
-"""Sampling against Hugging Face's `generate`, on a CPU: the same tokens, and how fast.
+r"""Sampling against Hugging Face's `generate`, on a CPU: the same tokens, and how fast.
 
     OMP_NUM_THREADS=2 python benchmarks/generate.py --init_from SMOLLM2 --parts tokens,rate,tail
-    OMP_NUM_THREADS=1 python benchmarks/generate.py --init_from out/demo/cpt_it --parts tokens,whole
+    OMP_NUM_THREADS=1 python benchmarks/generate.py --init_from out/demo/cpt_it \
+        --parts tokens,whole,tail --prompts sample/data/exam_train.jsonl --batches 1,16,64
     python benchmarks/generate.py --parts schedule
 
 tokens     greedy tokens in fp32, batch 1 and 16, equal to transformers'? Exit code 1 if not
@@ -26,6 +27,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -36,6 +38,8 @@ from torch.nn import functional as F
 from benchmarks.measure import store
 from config import UserError, parse
 from generate import Sequence, generate, load, schedule
+from jsonl import read_jsonl
+from model import GROWTH
 
 TOPICS = (
     "a bond", "inflation", "revenue", "a stock split", "net income", "a dividend", "an option",
@@ -47,12 +51,20 @@ TOPICS = (
 @dataclass
 class Config:
     init_from: str = "sample/base"  # checkpoint folder
+    prompts: str = ""  # rows {"prompt"}; the first 64 are asked. Empty: 16 short questions
     parts: str = "tokens,rate,whole,tail,schedule"  # which, see above
     dtypes: str = "float32,bfloat16"  # of the parts rate, whole and tail
     batches: str = "1,16"  # of the parts tokens, rate and whole
     new_tokens: int = 64  # per answer
     rounds: int = 5  # turns of every arm
     name: str = "generate"  # the result is benchmarks/results/NAME-<device>.json
+
+
+def questions(cfg):
+    if not cfg.prompts:
+        return [f"What is {topic}?" for topic in TOPICS]
+    rows = islice(read_jsonl(cfg.prompts, {"prompt": str}), 64)
+    return [row["prompt"] for _, row in rows]
 
 
 # ---- the arms ------------------------------------------------------------------------------------
@@ -179,6 +191,7 @@ def lognormal_lengths(count, median, sigma, longest, seed=0):
 
 
 def part_tail(ours, theirs, prompts, cfg):
+    prompts = prompts[:16]
     lengths = lognormal_lengths(len(prompts), 32, 1.0, 256)
     found = in_turns(min(cfg.rounds, 2), {
         "ours": lambda: seconds(generate, ours, prompts, frozenset(), lengths),
@@ -193,15 +206,17 @@ def simulate(lengths, slots, prompt=64):
     """Drive the engine's scheduler by a trace of answer lengths, without a model.
 
     Returns shares over the decoding steps: of slots that are occupied, in all and until the last
-    sequence has entered; of the KV cache that holds nothing (slots as long as the longest sequence
-    can become); and of slots occupied by static batches of the same sequences.
+    sequence has entered; of the KV cache that holds nothing (all slots are as long as the longest
+    sequence so far); and of slots occupied by static batches of the same sequences.
     """
     waiting = deque(Sequence(i, 0, prompt, length) for i, length in enumerate(lengths))
-    steps = occupied = full_steps = full = held = 0
+    steps = occupied = full_steps = full = held = allocated = longest = 0
     for turn, start in schedule(waiting, slots, lambda *move: None):
         if start is None:
             steps, occupied = steps + 1, occupied + len(turn)
             held += sum(seq.position + 1 for seq in turn)
+            longest = max(longest, *(seq.position + 1 for seq in turn))
+            allocated += slots * math.ceil(longest / GROWTH) * GROWTH
             if waiting:
                 full_steps, full = full_steps + 1, full + len(turn)
         for seq in turn:
@@ -218,7 +233,7 @@ def simulate(lengths, slots, prompt=64):
         "occupied": round(occupied / (slots * steps), 4),
         "occupied_while_any_waits": round(full / max(1, slots * full_steps), 4),
         "occupied_static": round(static, 4),
-        "kv_waste": round(1 - held / (slots * steps * (prompt + max(lengths))), 4),
+        "kv_waste": round(1 - held / allocated, 4),
     }
 
 
@@ -246,7 +261,7 @@ def main(cfg):
         dtype = getattr(torch, name)
         ours, tokenizer = load(cfg.init_from, "cpu", name)
         theirs = hugging_face(cfg.init_from, dtype)
-        prompts = [tokenizer.prompt(f"What is {topic}?") for topic in TOPICS]
+        prompts = [tokenizer.prompt(question) for question in questions(cfg)]
         if "tokens" in parts and dtype == torch.float32:
             found("tokens", part_tokens(ours, theirs, prompts, tokenizer.stop_ids, cfg, batches))
         for batch in batches:
@@ -258,7 +273,7 @@ def main(cfg):
             found(f"tail {name}", part_tail(ours, theirs, prompts, cfg))
     store(cfg.name, result)
     equal = [n for k, n in result.get("tokens", {}).items() if k.startswith("equal_")]
-    if any(n < len(TOPICS) for n in equal):
+    if any(n < result["tokens"]["prompts"] for n in equal):
         raise UserError("the two implementations differ")
 
 

@@ -1,10 +1,17 @@
 #!/usr/bin/env bash
-# Trains a judge of the sample world, out/judge, on what the exact judge (judge_server.py) says about
-# the tuned model's solutions of the 2,000 exercises of data/exam_judge.jsonl, which nothing else uses.
+# Trains a judge of the sample world, out/judge: a Llama of 0.8M parameters that learns what the exact
+# judge (judge_server.py) says of the tuned model's solutions of data/exam_judge.jsonl, 2,000 exercises
+# that nothing else uses.
 #
-#     ./sample/make_judge.sh           MINUTES on a quiet CPU core; makes .venv if needed
+#     ./sample/make_judge.sh     5 minutes of one CPU core behind ./run.sh, whose tuned model it takes
+#                                (without out/demo/cpt_it it trains that first); makes .venv if needed
 #
-# Two stages: drills that train comparing numbers, then the verdicts. A run that was stopped goes on.
+# Two stages: drills in comparing numbers, then the verdicts. The samples are hotter than ./run.sh's, so
+# that more of them are wrong, and in more ways. A run that was stopped goes on. How good it is:
+#
+#     python reward.py export --out_dir out/demo/reward --format processbench
+#     python reward.py eval --cases out/demo/reward/processbench.jsonl --judge local \
+#         --judge_from out/judge
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source env.sh

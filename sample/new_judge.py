@@ -8,7 +8,7 @@ judge_server.py hold besides: words, and two kinds of long tokens. A line that e
 one token: it never changes, and as words such lines would be two thirds of what the judge reads.
 So is what stands between two values of a reply, such as `", "Correctness": "`: as words they would
 come back with other blanks. Beside the folder's usual files stands drills.jsonl, chats that train
-comparing numbers and quoting words before the judge meets a solution.
+comparing numbers before the judge meets a solution.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from sample.world import chat_row, write
 KEY = r'(?:\{|", )"[A-Z][a-z ]*": "'  # opens a value of a reply, and closes the one before it
 END = r'"\}'
 INIT_STD = 0.09  # rows of about the length of the trained ones
-COMPARISONS, QUOTES = 12_000, 8_000  # drills of either kind
+DRILLS = 12_000
 
 
 def constant_lines() -> list[str]:
@@ -99,31 +99,24 @@ def grow(known: torch.Tensor, tokens: list[str], read: set[str], seed: int) -> t
     return rows
 
 
-def drills(words: list[str], rng: Random) -> list[dict]:
-    """Chats that train what a verdict rests on: which numbers are the same, and quoting word by word.
+def drills(count: int, rng: Random) -> list[dict]:
+    """Chats that train what a verdict rests on: which numbers of two lists are the same?
 
-    A judged solution shows a few comparisons in 200 tokens, a drill as many in 40; and its quotes
-    are nearly always of formulas, so that a judge might put right what it should quote.
+    A judged solution shows a few comparisons in 200 tokens, a drill as many in 40.
     """
     rows = []
-    for _ in range(COMPARISONS):
+    for _ in range(count):
         ours = [str(rng.randint(1, exam.LARGEST)) for _ in range(rng.randint(1, 6))]
         theirs = [n if rng.random() < 0.6 else str(rng.randint(1, exam.LARGEST)) for n in ours]
         asked = f"{', '.join(ours)} and {', '.join(theirs)}"
         rows.append(chat_row(asked, f"{', '.join(judge_server.compared(ours, theirs))}."))
-    for _ in range(QUOTES):
-        lists = [list("+-*/=") if rng.random() < 0.2 else words for _ in range(rng.randint(4, 16))]
-        quote = " ".join(map(rng.choice, lists))
-        rows.append(chat_row(quote, quote))
     return rows
 
 
 def save(base: Path, data: Path, out: Path, seed: int) -> None:
     """A Hugging Face folder: what transformers and the train scripts load; and drills.jsonl."""
-    known = Tokenizer.from_file(str(base / "tokenizer.json"))
-    words = sorted(filter(re.compile(r"\w+").fullmatch, known.get_vocab()))
-    write({"drills.jsonl": drills(words, Random(seed))}, out)
-    tokenizer = build_tokenizer(known)
+    write({"drills.jsonl": drills(DRILLS, Random(seed))}, out)
+    tokenizer = build_tokenizer(Tokenizer.from_file(str(base / "tokenizer.json")))
     tokenizer.save(str(out / "tokenizer.json"))
     for name in ("generation_config", "special_tokens_map", "tokenizer_config"):
         shutil.copy(base / f"{name}.json", out)

@@ -80,19 +80,14 @@ def test_the_judge_begins_with_what_the_base_has_read_and_nothing_else_of_it(unt
     assert abs(one @ other) < 0.5 * one.norm() * other.norm()
 
 
-def test_drills_compare_and_quote_rightly(untrained):
+def test_drills_compare_rightly(untrained):
     seen = Counter()
     for _, row in read_jsonl(untrained / "drills.jsonl", {"messages": list}):
         asked, answer = (turn["content"] for turn in row["messages"])
-        said = re.findall(r"(\d+) and (\d+) (agree|differ)", answer)
-        if not said:
-            assert asked == answer
-            seen["quoted"] += 1
-            continue
         lists = [numbers.split(", ") for numbers in asked.split(" and ")]
+        said = re.findall(r"(\d+) and (\d+) (agree|differ)", answer)
         assert [list(pair) for pair in zip(*[(a, b) for a, b, _ in said], strict=True)] == lists
         for a, b, word in said:
             assert word == ("agree" if a == b else "differ")
             seen[word] += 1
-    assert seen["quoted"] == new_judge.QUOTES
-    assert 0.4 < seen["agree"] / (seen["agree"] + seen["differ"]) < 0.7
+    assert min(seen.values()) > 0.3 * seen.total()
