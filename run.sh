@@ -4,12 +4,14 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-if [ $# -gt 0 ]; then
-  case "$1" in
-    --fresh) rm -rf out/demo ;;
+trained=""
+while [ $# -gt 0 ]; do
+  case "$1 ${2:-}" in
+    "--fresh "*) rm -rf out/demo out/judge out/judged out/drilled_judge && shift ;;
+    "--judge trained") trained=yes && shift 2 ;;
     *)
       cat <<'HELP'
-usage: ./run.sh [--fresh]
+usage: ./run.sh [--fresh] [--judge trained]
 
 Makes .venv (Python >= 3.11, once), then turns sample/base, a tiny Llama that knows nothing of
 finance, into a finance model, and ends with out/demo/report.html and out/demo/report.json.
@@ -26,12 +28,14 @@ finance, into a finance model, and ends with out/demo/report.html and out/demo/r
 
 About 10 minutes on 2 CPU cores, installation included. What is done is not done again: a second run
 only renews the report, a run that was stopped goes on. --fresh deletes out/demo first.
+--judge trained: stages 4 to 8 with a judge that is itself a small Llama, trained for it (5 minutes more,
+sample/make_judge.sh) and measured by reward.py eval; results in out/demo/by_trained.
 PYTHON=/path/to/python3.11 chooses the interpreter. Every stage is a script with its own --help.
 HELP
-      case "$1" in -h | --help) exit 0 ;; *) echo "error: unknown argument $1" >&2 && exit 2 ;; esac
+      case "$1" in -h | --help) exit 0 ;; *) echo "error: unknown argument $*" >&2 && exit 2 ;; esac
       ;;
   esac
-fi
+done
 
 source env.sh
 make_env -r requirements.txt matplotlib==3.11.2
@@ -57,31 +61,42 @@ stage "1 of 8: what the base can do"
 evaluate base sample/base
 
 stage "2 of 8: continual pretraining joined with instruction tuning"
-python train_cpt.py --init_from sample/base --out_dir "$demo/cpt_it" --epochs 3
-evaluate cpt_it "$demo/cpt_it"
+policy="$demo/cpt_it"
+python train_cpt.py --init_from sample/base --out_dir "$policy" --epochs 3
+evaluate cpt_it "$policy"
 
 reward="$demo/reward"
 stage "3 of 8: its own solutions of the exam exercises"
-python reward.py sample --init_from "$demo/cpt_it" --out_dir "$reward" --samples 6 --max_new_tokens 96
+python reward.py sample --init_from "$policy" --out_dir "$reward" --samples 6 --max_new_tokens 96
 
 stage "4 of 8: the judge reads them"
 start_judge
 python reward.py judge --out_dir "$reward" --base_url "$judge_url"
+if [ -n "$trained" ]; then
+  ./sample/make_judge.sh
+  python reward.py export --out_dir "$reward" --format processbench # what the exact judge says
+  demo=out/demo/by_trained reward=out/demo/by_trained/reward
+  python reward.py eval --cases out/demo/reward/processbench.jsonl --out_dir "$demo/judge_eval" \
+    --judge local --judge_from out/judge --max_tokens 256
+  mkdir -p "$reward"
+  cp out/demo/reward/trajectories.jsonl "$reward"
+  python reward.py judge --out_dir "$reward" --judge local --judge_from out/judge --max_tokens 256
+fi
 
 stage "5 of 8: preference pairs"
 python reward.py pairs --out_dir "$reward"
 
 stage "6 of 8: preference alignment (DPO + NLL)"
 steps="--epochs 1 --lr 1.5e-4 --batch_tokens 2048 --micro_batch_tokens 2048" # the same for both
-python train_dpo.py --init_from "$demo/cpt_it" --pairs "$reward/pairs.jsonl" \
+python train_dpo.py --init_from "$policy" --pairs "$reward/pairs.jsonl" \
   --out_dir "$demo/aligned" --beta 0.03 $steps
 
 stage "7 of 8: the control, plain SFT on the same chosen texts"
-python train_sft.py --init_from "$demo/cpt_it" --pairs "$reward/pairs.jsonl" \
+python train_sft.py --init_from "$policy" --pairs "$reward/pairs.jsonl" \
   --out_dir "$demo/sft_control" $steps
 
 stage "8 of 8: evaluation and report"
 evaluate aligned "$demo/aligned"
 evaluate sft_control "$demo/sft_control"
-python report.py --out_dir "$demo"
+python report.py --out_dir "$demo" --base out/demo/eval_base --cpt_it out/demo/eval_cpt_it
 printf '\nopen %s/report.html  (%d s)\n' "$demo" $((SECONDS - began))
