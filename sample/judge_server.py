@@ -90,7 +90,10 @@ def judge_steps(question: str, reference: str, answer: str) -> dict[str, str]:
     steps, expected = key(question, reference)
     wrong = exam.first_error(answer, steps, expected)
     spans = exam.split_steps(answer)
-    found = 0 <= wrong < min(len(steps), len(spans))
+    right = [*steps, f"Answer: {expected}"]  # what follows a right beginning
+    found = 0 <= wrong < min(len(right), len(spans))
+    if found and wrong == len(steps):  # a step too many; the answer itself is no step
+        found = answer[slice(*spans[wrong])].startswith("Step")
     said = []
     for i, ((start, end), step) in enumerate(zip(spans, steps, strict=False)):
         if not found or i <= wrong:
@@ -100,7 +103,7 @@ def judge_steps(question: str, reference: str, answer: str) -> dict[str, str]:
     quotes = "", "", ""
     if found:
         start, end = spans[wrong]
-        quotes = answer[start:end], answer[:start].strip(), steps[wrong]
+        quotes = answer[start:end], answer[:start].strip(), right[wrong]
     step, before, correction = quotes
     return {
         "Justification": why.strip(),

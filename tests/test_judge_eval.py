@@ -288,6 +288,7 @@ def exam_texts(question, steps, answer, rng):
     yield [right[0], f"Answer: {int(answer) + 1}"]
     yield [right[2]]
     yield [right[0], extra, *right[1:]]  # one is added
+    yield [*steps, steps[1].replace("Step 2", "Step 3"), right[2]]
     yield [extra, *right]
     yield [right[1], right[0], right[2]]
     yield [right[0], right[1].replace("= ", "= 1", 1), right[2]]
