@@ -168,7 +168,9 @@ def part_rate(ours, theirs, prompts, cfg, batch):
         "hf": lambda: of_a_step(their_tokens, theirs, prompts),
     })  # fmt: skip
     rates = {name: figures(batch, times) for name, times in found.items()}
-    shares = {f"{name}_of_products": ratio(found[name], found["products"]) for name in rates}
+    shares = {
+        f"{name}_of_products": ratio(found[name], found["products"]) for name in ("ours", "hf")
+    }
     length = sum(map(len, prompts)) / batch + cfg.new_tokens / 2
     return {"tokens_per_second": rates, "mean_context": round(length, 1)} | shares
 

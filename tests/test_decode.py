@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_config, write_checkpoint
 
-from decode import block_weights, decode_step
+from decode import block_weights, decode_step, product
 from generate import Sequence, generate, prefill, schedule
 from model import KVCache, Llama, LlamaConfig
 
@@ -21,7 +21,7 @@ LLAMA3_ROPE = {
 
 
 @pytest.mark.parametrize(
-    "dtype, tolerance", [(torch.float64, 1e-7), (torch.float32, 1e-5), (torch.bfloat16, 0.03)]
+    "dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.03)]
 )
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(
@@ -50,6 +50,15 @@ def test_a_step_equals_the_packed_forward(changes, count, dtype, tolerance):
             want = model(ids, torch.arange(len(ids)), torch.tensor([0, len(ids)]))[-1].detach()
             gaps.append(((got - want).norm() / want.norm()).item())
     assert max(gaps) < tolerance
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("width", [8, 600])
+def test_a_product_is_the_same_for_large_weights_and_for_small(width, rows):
+    x, weight = torch.randn(rows, width), torch.randn(512, width)
+    y = product(x, weight)
+    assert y.is_contiguous() and y.shape == (rows, 512)
+    torch.testing.assert_close(y.double(), x.double() @ weight.double().T, atol=1e-3, rtol=1e-4)
 
 
 def test_a_step_outside_the_cache_is_refused():
