@@ -66,7 +66,7 @@ def rates(folder):
     counts = {
         "sample": lines(reward / "trajectories.jsonl"),
         "judge": lines(reward / "verdicts.jsonl"),
-        "judge, trained": lines(reward / "trained.jsonl"),
+        "judge, trained": lines(reward / "by_trained.jsonl"),
         "correct": lines(reward / "continuations.jsonl"),
         "pairs": sum(map(lines, map(reward.joinpath, ("fap.jsonl", "scp.jsonl", "both.jsonl")))),
         "dpo both": lines(reward / "both.jsonl"),

@@ -69,10 +69,10 @@ for seed in $seeds; do
 
   if [ -n "${JUDGE:-}" ]; then
     once "judge, trained" "$reward/judged_by_trained" python reward.py judge --out_dir "$reward" \
-      --judge local --judge_from "$JUDGE" --verdicts trained.jsonl --max_tokens 256
+      --judge local --judge_from "$JUDGE" --verdicts by_trained.jsonl --max_tokens 256
     touch "$reward/judged_by_trained"
-    pairs trained_pairs.jsonl --verdicts trained.jsonl
-    align trained trained_pairs.jsonl
+    pairs trained.jsonl --verdicts by_trained.jsonl
+    align trained trained.jsonl
   fi
 done
 python benchmarks/alignment.py --out_dir "$out"
