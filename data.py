@@ -23,7 +23,7 @@ import parallel
 from config import UserError, check_range, parse
 from jsonl import check_fields, check_messages, read_jsonl
 from packing import IGNORE, check_bos, collate, document, family, size, targets
-from tokenizer import Tokenizer
+from tokenizer import Beginning, Tokenizer
 
 
 @dataclass
@@ -105,7 +105,8 @@ def pair_parts(row, where, tokenizer):
     if ends is None and prefix:
         raise UserError(f"{where}: ends_turn: missing; a reply that continues a prefix must say it")
     ends = {"chosen": True, "rejected": True} if ends is None else ends
-    parts = [tokenizer.chat_parts(prompt, add_generation_prompt=True) + [(prefix, False)]]
+    header = tokenizer.chat_parts(prompt, add_generation_prompt=True)
+    parts = [[*header, (Beginning(prefix), False)]]
     for name in ("chosen", "rejected"):
         if type(ends.get(name)) is not bool:
             raise UserError(f"{where}: ends_turn: {name} must be true or false")

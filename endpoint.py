@@ -13,6 +13,7 @@ content of a reply is read: what a server sends beside it (reasoning_content) is
 import json
 import math
 import random
+import re
 import time
 import urllib.error
 import urllib.request
@@ -26,17 +27,19 @@ from config import UserError
 
 RETRY = {408, 409, 425, 429}  # and every 5xx
 HOPELESS = {301, 302, 303, 307, 308, 401, 403, 404}
+HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: no character
 REPLY_BYTES = 16 * 2**20
 TOKENS = "prompt_tokens", "completion_tokens", "total_tokens"  # what is kept of usage
 LONGEST_PAUSE = 300.0  # seconds, whatever Retry-After says
 
 
 class Unanswered(Exception):
-    """A request without a reply. `fatal`: no other request would fare better."""
+    """A request without a reply. `fatal`: no other request would fare better; `refused`: this one
+    would not another time."""
 
-    def __init__(self, reason, fatal=False):
+    def __init__(self, reason, fatal=False, refused=False):
         super().__init__(reason)
-        self.fatal = fatal
+        self.fatal, self.refused = fatal, refused
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -88,7 +91,7 @@ def read_reply(body):
         value = json.loads(body)
         choice = value["choices"][0]
         text = choice["message"]["content"] or ""  # null when only reasoning or a refusal came
-        finish, usage = choice.get("finish_reason") or "stop", value.get("usage")
+        finish, usage = choice.get("finish_reason") or "unknown", value.get("usage")
         tokens = (choice.get("logprobs") or {}).get("content")
         logprobs = None if tokens is None else [float(token["logprob"]) for token in tokens]
         if not all(map(math.isfinite, logprobs or ())):
@@ -97,7 +100,7 @@ def read_reply(body):
             raise ValueError
     except (ArithmeticError, LookupError, ValueError, TypeError, AttributeError, RecursionError):
         raise ValueError("the reply is not a chat completion") from None
-    text, usage = text.encode("utf-8", "replace").decode(), usage if type(usage) is dict else {}
+    text, usage = HALF.sub("\ufffd", text), usage if type(usage) is dict else {}
     usage = {k: usage[k] for k in TOKENS if type(usage.get(k)) is int and 0 <= usage[k] < 2**63}
     return {"raw": text, "finish": finish, "usage": usage, "logprobs": logprobs}
 
@@ -147,7 +150,8 @@ def post(body, cfg, key):
                 text = what_it_says(error, begin + cfg.timeout_s)
             reason = redact(f"HTTP {error.code}: {' '.join(text.split())[:300]}")
             if error.code not in RETRY and error.code < 500:
-                raise Unanswered(reason, error.code in HOPELESS) from None
+                fatal = error.code in HOPELESS
+                raise Unanswered(reason, fatal, refused=not fatal) from None
             pause = max(pause, retry_after(error.headers))
         except (OSError, HTTPException, ValueError) as error:
             reason = redact(str(getattr(error, "reason", error)) or type(error).__name__)

@@ -29,7 +29,7 @@ from config import UserError, check_choice
 from data import PAIR, assistant_text, pair_parts
 from jsonl import check_messages, read_jsonl, sha, write_jsonl
 from judge import build_request, decided, request_parts, split_steps, unusable
-from logs import TRAJECTORY, VERDICT, read_log, tally
+from logs import VERDICT, read_log, read_trajectories, tally
 from tokenizer import Tokenizer, optional_json
 
 SIDES = "chosen", "rejected"
@@ -140,7 +140,7 @@ def first_wrong(record, outcome, stepwise):
 
 def judged_solutions(cfg, counts):
     """(trajectory, its outcome verdict, index of the first wrong step or -1, steps) ..."""
-    records = read_log(Path(cfg.out_dir) / "trajectories.jsonl", TRAJECTORY)
+    records = read_trajectories(Path(cfg.out_dir) / "trajectories.jsonl")
     verdicts = decided(read_log(Path(cfg.out_dir) / cfg.verdicts, VERDICT))
     for name, record in records.items():
         outcome = verdicts.get((name, "outcome"))
@@ -184,7 +184,7 @@ def request_text(record, verdict):
 
 
 def chat_rows(cfg, counts):
-    records = read_log(Path(cfg.out_dir) / "trajectories.jsonl", TRAJECTORY)
+    records = read_trajectories(Path(cfg.out_dir) / "trajectories.jsonl")
     written = set()
     for verdict in read_log(Path(cfg.out_dir) / cfg.verdicts, VERDICT).values():
         reason = None if verdict["parsed"] else f"invalid: {verdict['reason']}"

@@ -190,11 +190,13 @@ def ask_local(bodies, model, tokenizer):
         if len(ids) < context:
             groups.setdefault((body["temperature"], body["max_tokens"]), []).append((i, ids))
         else:
-            yield i, Unanswered(f"the request is longer than the judge's context of {context}")
+            reason = f"the request is longer than the judge's context of {context}"
+            yield i, Unanswered(reason, refused=True)
     start = time.monotonic()
     for (temperature, max_tokens), members in groups.items():
         order, prompts = zip(*members, strict=True)
-        seeds = [bodies[i]["seed"] for i in order]
+        # Of the whole request: with one seed the votes on all solutions would draw the same numbers
+        seeds = [int(sha(bodies[i])[:15], 16) for i in order]
         for j, _, out in stream(
             model, prompts, tokenizer.stop_ids, max_tokens, temperature, seeds=seeds
         ):

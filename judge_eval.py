@@ -115,7 +115,10 @@ def measure(cases, verdicts):
         low, high = scorers.interval(scorers.resample(part, score, seed=name))
         values = {"score": scorers.point(part, score), "low": low, "high": high}
         n = len(table) if "F1" in name else int(part[:, 1].sum())
-        scores[name] = {key: round(100 * value, 2) for key, value in values.items()} | {"n": n}
+        # Without a case there is no score, least of all 0
+        empty = not table[:, columns][:, 1::2].sum(0).all()
+        values = {k: None if empty else round(100 * v, 2) for k, v in values.items()}
+        scores[name] = values | {"n": n}
     return scores, invalid
 
 
@@ -125,7 +128,9 @@ def evaluate(cfg):
         raise UserError("--cases: name a file of ProcessBench rows")
     if cfg.judge == "exact":
         raise UserError("--judge exact compares final answers only: it finds no wrong step")
-    cfg.stepwise, out = "all", Path(cfg.out_dir)
+    if cfg.stepwise != "all":
+        raise UserError("--stepwise: every case is judged by its steps, too; leave it out")
+    out = Path(cfg.out_dir)
     cases, path = read_cases(cfg.cases), out / "trajectories.jsonl"
     out.mkdir(parents=True, exist_ok=True)
     if path.exists() and read_log(path, TRAJECTORY) != cases:
@@ -136,7 +141,10 @@ def evaluate(cfg):
     scores, invalid = measure(cases, decided(log))
     for name, row in scores.items():
         low, high = row["low"], row["high"]
-        print(f"{name:<36}{row['score']:6.1f} [{low:.1f}, {high:.1f}]  n {row['n']:,}")
+        if low is None:
+            print(f"{name:<36}     - (no such case)")
+        else:
+            print(f"{name:<36}{row['score']:6.1f} [{low:.1f}, {high:.1f}]  n {row['n']:,}")
     for reason, n in invalid.items():
         print(f"  {n:,} invalid: {reason}")
     judges = sorted({verdict["judge"] for verdict in log.values()})

@@ -14,13 +14,22 @@ import fcntl
 import json
 
 from config import UserError
-from jsonl import notice, read_jsonl
+from jsonl import check_messages, notice, read_jsonl
 
 TRAJECTORY = {"id": str, "prompt": list, "answer?": str, "text?": str, "finish": str}
 TRAJECTORY |= {"sample": int, "correct?": bool}
 CONTINUATION = {"id": str, "prompt_id": str, "prefix?": str, "text?": str, "finish": str}
 CONTINUATION |= {"sample": int, "policy_sha": str, "correct": bool}
 VERDICT = {"id": str, "trajectory": str, "request_sha": str, "kind": str, "parsed?": dict}
+VERDICT |= {"raw?": str, "finish": str, "attempts": int, "tries": int, "usage?": dict}
+
+
+def read_trajectories(path):
+    """read_log of trajectories: their prompts are conversations that end with the user."""
+    records = read_log(path, TRAJECTORY)
+    for name, record in records.items():
+        check_messages(record["prompt"], f"{path}: {name}", last="user", name="prompt")
+    return records
 
 
 def read_log(path, fields):
@@ -77,11 +86,9 @@ def absorb(path, fields, records, add):
 
 
 def tally(what, counts, used):
-    """Print `total what = n used + n skipped [by reason]`; returns the number used."""
-    taken = sum(counts[name] for name in used)
+    """Print `total what = n used + n skipped [by reason]`."""
     lost = {reason: n for reason, n in counts.items() if reason not in used and n}
     parts = " + ".join(f"{counts[name]:,} {name}" for name in used)
     text = f"{counts.total():,} {what} = {parts} + {sum(lost.values()):,} skipped"
     listed = ", ".join(f"{n:,} {reason}" for reason, n in sorted(lost.items()))
     print(text + (f" [{listed}]" if lost else ""), flush=True)
-    return taken

@@ -173,9 +173,8 @@ class KVCache:
         have = self.kv[0].shape[3]
         if tokens > have:
             more = min(self.max_len, -(-tokens // GROWTH) * GROWTH) - have
-            for i, old in enumerate(
-                self.kv
-            ):  # one at a time: a layer, not the cache, is there twice
+            # One at a time: a layer, not the cache, is there twice
+            for i, old in enumerate(self.kv):
                 self.kv[i] = F.pad(old, (0, 0, 0, more))  # by zeros: 0 * what is not seen = 0
 
     def copy_slot(self, src, dst, length=None):

@@ -21,7 +21,7 @@ from data import pair_parts
 from extract import final_answers
 from jsonl import sha, write_jsonl
 from judge import decided, locate, split_steps, unusable
-from logs import CONTINUATION, TRAJECTORY, VERDICT, read_log, tally
+from logs import CONTINUATION, VERDICT, read_log, read_trajectories, tally
 from tokenizer import Tokenizer
 
 NEXT_STEP = "What is the next step?"
@@ -83,8 +83,7 @@ def wrong_step(record, verdicts):
 
 
 def prefix_of(text, span):
-    """What stands before a step. Spaces belong to the word behind them: most tokenizers cut there,
-    and so did the policy."""
+    """What stands before a step. Spaces belong to the word behind: most tokenizers cut there."""
     return text[: span[0]].rstrip(" \t") if text[: span[0]].strip() else ""
 
 
@@ -168,7 +167,9 @@ def scp_pairs(name, members, verdicts, continuations, cfg, rng, counts):
             counts[reason] += 1
             continue
         verdict = verdicts[record["id"], "stepwise"]
-        step, last, own = verdict["correction"], not record["text"][span[1] :].strip(), None
+        # A correction that gives the answer is the last step, whatever the wrong one was
+        step, own = verdict["correction"], None
+        last = bool(final_answers(step))
         if continuations is not None:
             tried = continuations.get(prefix_id(name, prefix_of(record["text"], span)), [])
             behind = record["text"][span[0] :]  # the whole step: a judge may quote less, or more
@@ -241,7 +242,7 @@ def pairs(cfg):
         raise UserError("--max_length counts tokens: name a checkpoint folder by --tokenizer")
     out, prompts, rows, used = Path(cfg.out_dir), {}, [], Counter()
     verdicts = decided(read_log(out / cfg.verdicts, VERDICT))
-    for record in read_log(out / "trajectories.jsonl", TRAJECTORY).values():
+    for record in read_trajectories(out / "trajectories.jsonl").values():
         word = standing(record, verdicts, cfg)
         used[word] += 1
         members = prompts.setdefault(record["id"].rpartition("/")[0], [])

@@ -5,8 +5,10 @@
 
 Either from the checkpoint itself, each prompt read once for its n samples (generate.py) and the
 prompts spread over the ranks of torchrun, or from an OpenAI-compatible server that holds the
-exported checkpoint (vLLM and the like). Sample k of a prompt depends on the seed, the prompt's id
-and k alone, so stopping, more samples or more ranks change nothing that is there already.
+exported checkpoint (vLLM and the like). Sample k of a prompt draws its random numbers by the seed,
+the prompt's id and k alone, so stopping, more samples or more ranks change nothing that is there,
+and in fp32 no sample depends on which others it was decoded with. In bf16 it may: another batch
+rounds elsewhere (5 of 120 samples of the sample world's model changed).
 """
 
 import contextlib
@@ -25,12 +27,22 @@ from config import UserError, check_range
 from endpoint import Unanswered, ask_http, check_endpoint
 from extract import final_answer, same_answer
 from generate import load, stream
-from jsonl import check_messages, read_jsonl
+from jsonl import check_messages, notice, read_jsonl
 from judge import decided
-from logs import CONTINUATION, TRAJECTORY, VERDICT, absorb, append_to, part_of, read_log, tally
+from logs import (
+    CONTINUATION,
+    TRAJECTORY,
+    VERDICT,
+    absorb,
+    append_to,
+    part_of,
+    read_log,
+    read_trajectories,
+    tally,
+)
 from model import Llama
 from pairs import prefix_id, prefix_of, wrong_step
-from tokenizer import Tokenizer
+from tokenizer import Beginning, Tokenizer
 
 # Ranks finish at different times, and the first waits for the last; a rank that fails ends the job.
 PATIENCE = timedelta(days=7)
@@ -74,6 +86,7 @@ class Job:
     id: str
     messages: list[dict]
     prefix: str = ""  # beginning of the assistant's turn
+    answer: str = ""  # of the reference
     missing: tuple[int, ...] = ()
 
     def seed(self, seed, k=None):
@@ -97,7 +110,7 @@ def sha_of_weights(path):
 def prompt_ids(job, tokenizer):
     """Ids up to where the policy goes on: cut on ids, as joined text may merge across the cut."""
     parts = tokenizer.chat_parts(job.messages, add_generation_prompt=True)
-    return tokenizer.join([[*parts, (job.prefix, False)] if job.prefix else parts])[0][0]
+    return tokenizer.join([[*parts, (Beginning(job.prefix), False)]])[0][0]
 
 
 def write_here(model, tokenizer, cfg, jobs):
@@ -122,7 +135,8 @@ def write_there(cfg, jobs):
     """From the server. UserError, when all that came has been handed over, if some did not come."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     check_endpoint(cfg.base_url, key)
-    bodies, places, failed = [], [(job, k) for job in jobs for k in job.missing], []
+    bodies, places = [], [(job, k) for job in jobs for k in job.missing]
+    failed, refused = [], []
     for job, k in places:
         body = {"model": cfg.model, "messages": job.messages, "temperature": cfg.temperature}
         body |= {"top_p": cfg.top_p, "max_tokens": cfg.max_new_tokens, "logprobs": True}
@@ -134,10 +148,15 @@ def write_there(cfg, jobs):
     for i, reply in ask_http(bodies, cfg, key):
         if isinstance(reply, Unanswered):
             failed.append(str(reply))
+            refused += [i] if reply.refused else []
             continue
         answered += 1
         written = {"text": reply["raw"], "finish": reply["finish"], "logprobs": reply["logprobs"]}
         yield *places[i], written
+    if answered:  # a refusal is this prompt's own fault, and asking again would not help
+        for i in refused:
+            yield *places[i], {"text": "", "finish": "refusal", "logprobs": None}
+            answered += 1
     if answered < len(bodies):
         raise UserError(
             f"{cfg.base_url} left {len(bodies) - answered:,} of {len(bodies):,} requests without a "
@@ -145,7 +164,7 @@ def write_there(cfg, jobs):
         )
 
 
-def joined(prefix, text):
+def whole_text(prefix, text):
     """A beginning and its continuation as one text; a tokenizer may have dropped the blank."""
     touching = prefix and text and not (prefix[-1].isspace() or text[0].isspace())
     return f"{prefix} {text}" if touching else prefix + text
@@ -154,12 +173,15 @@ def joined(prefix, text):
 # ---- filling a log -------------------------------------------------------------------------------
 
 
-def settings_of(cfg, tokenizer):
+def settings_of(cfg, tokenizer, device):
     """What a sample depends on beside its prompt: written into every record."""
     names = "seed", "temperature", "top_p", "max_new_tokens"
     found = {name: getattr(cfg, name) for name in names}
     found |= {"policy_sha": sha_of_weights(cfg.init_from), "template_sha": tokenizer.template_sha}
-    return found | {"sampler": f"http:{cfg.model}" if cfg.base_url else "generate.py"}
+    if cfg.base_url:
+        return found | {"sampler": f"http:{cfg.model}", "dtype": ""}
+    dtype = str(parallel.auto_dtype(cfg.dtype, device)).removeprefix("torch.")
+    return found | {"sampler": "generate.py", "dtype": dtype}
 
 
 def fill(cfg, name, fields, jobs, tokenizer, check, record_of):
@@ -168,10 +190,10 @@ def fill(cfg, name, fields, jobs, tokenizer, check, record_of):
     check(record): UserError if a record in the log is not of this run's prompts.
     record_of(job, k, written): the record of a new sample, without the settings.
     """
-    rank, world, _ = parallel.init(cfg.device, PATIENCE)
+    rank, world, device = parallel.init(cfg.device, PATIENCE)
     if cfg.base_url and world > 1:
         raise UserError("a server is asked by a single process: python, not torchrun")
-    path, settings = Path(cfg.out_dir) / name, settings_of(cfg, tokenizer)
+    path, settings = Path(cfg.out_dir) / name, settings_of(cfg, tokenizer, device)
 
     def lacking(records):
         for record in records.values():
@@ -236,6 +258,7 @@ def read_prompts(path):
 
 
 def check_policy(cfg):
+    """UserError for settings that cannot be; then joins the other ranks."""
     check_range(
         cfg,
         ("samples", "max_new_tokens", "slots", "concurrency", "timeout_s"),
@@ -243,23 +266,27 @@ def check_policy(cfg):
     )
     if cfg.base_url and not cfg.model:
         raise UserError("--base_url needs --model: what the server calls the checkpoint")
+    rank, _, _ = parallel.init(cfg.device, PATIENCE)
+    return rank
 
 
 def sample(cfg):
     """Solutions of every prompt -> trajectories.jsonl; those already there are kept."""
-    check_policy(cfg)
+    rank = check_policy(cfg)
     tokenizer, (rows, without) = Tokenizer(cfg.init_from), read_prompts(cfg.prompts)
     jobs = [Job(name, row["prompt"]) for name, row in rows.items()]
     jobs, too_long = fitting(jobs, cfg, tokenizer)
     counts = Counter({"sampled": len(jobs), "without reference answer": without})
     counts["longer than the context"] = too_long
-    if not jobs:
+    if not jobs and rank == 0:
         tally("prompts", counts, ["sampled"])
+    if not jobs:
         raise UserError(f"{cfg.prompts}: holds no prompt that can be sampled")
 
     def check(record):
         row = rows.get(record["id"].rpartition("/")[0])
-        if row and any(record.get(f) != row.get(f) for f in ("prompt", "answer", "solution")):
+        fields = "prompt", "answer", "solution"
+        if row and any((record.get(f) or "") != (row.get(f) or "") for f in fields):
             raise UserError(f"{cfg.out_dir}/trajectories.jsonl: {record['id']}: {cfg.prompts} has "
                             "another prompt, answer or solution of this id: take another "
                             "--out_dir")  # fmt: skip
@@ -272,7 +299,7 @@ def sample(cfg):
         return record | ({"solution": row["solution"]} if row.get("solution") else {})
 
     records = fill(cfg, "trajectories.jsonl", TRAJECTORY, jobs, tokenizer, check, record_of)
-    if records:  # rank 0
+    if rank == 0:
         tally("prompts", counts, ["sampled"])
         solutions = [records[f"{job.id}/{k}"] for job in jobs for k in range(cfg.samples)]
         right = sum(record["correct"] for record in solutions)
@@ -291,45 +318,62 @@ def fitting(jobs, cfg, tokenizer):
 # ---- correct -------------------------------------------------------------------------------------
 
 
+def beginnings(cfg, counts):
+    """A Job for what is right of each wrong solution, equal ones once; `counts` gets a word for
+    every solution."""
+    out, jobs, policies = Path(cfg.out_dir), {}, set()
+    verdicts = decided(read_log(out / cfg.verdicts, VERDICT))
+    for record in read_trajectories(out / "trajectories.jsonl").values():
+        span, reason = wrong_step(record, verdicts)
+        if span and not record.get("answer"):
+            span, reason = None, "without reference answer"
+        if span:
+            prefix = prefix_of(record["text"], span)
+            name = prefix_id(record["id"].rpartition("/")[0], prefix)
+            reason = "with a beginning that another has" if name in jobs else "to continue"
+            jobs[name] = Job(name, record["prompt"], prefix, record["answer"])
+            policies.add(record.get("policy_sha"))
+        counts[reason] += 1
+    if policies - {sha_of_weights(cfg.init_from)}:
+        notice(f"{cfg.init_from} is not the policy that wrote the solutions: the corrections will "
+               "not be its own")  # fmt: skip
+    return list(jobs.values())
+
+
 def correct(cfg):
     """Continuations from where wrong solutions were still right -> continuations.jsonl.
 
     The first step of one that arrives at the reference's answer corrects the wrong step in the
     policy's own words (Step-DPO, arXiv:2406.18629): `reward.py pairs --corrections self`.
     """
-    check_policy(cfg)
-    out, tokenizer, counts = Path(cfg.out_dir), Tokenizer(cfg.init_from), Counter()
-    verdicts = decided(read_log(out / cfg.verdicts, VERDICT))
-    jobs, answers = {}, {}
-    for record in read_log(out / "trajectories.jsonl", TRAJECTORY).values():
-        span, reason = wrong_step(record, verdicts)
-        if span:
-            prompt_id = record["id"].rpartition("/")[0]
-            prefix = prefix_of(record["text"], span)
-            name = prefix_id(prompt_id, prefix)
-            reason = "with a beginning that another has" if name in jobs else "to continue"
-            jobs[name] = Job(name, record["prompt"], prefix)
-            answers[name] = prompt_id, record["answer"]
-        counts[reason] += 1
-    kept, too_long = fitting(list(jobs.values()), cfg, tokenizer)
+    rank = check_policy(cfg)
+    tokenizer, counts = Tokenizer(cfg.init_from), Counter()
+    path = Path(cfg.out_dir) / "continuations.jsonl"
+    jobs, too_long = fitting(beginnings(cfg, counts), cfg, tokenizer)
     counts["to continue"] -= too_long
     counts["longer than the context"] = too_long
+    if rank == 0:
+        tally("solutions", counts, ["to continue"])
+    if not jobs:
+        raise UserError(f"{path.parent / cfg.verdicts}: locates no wrong step to be corrected")
+
+    by_id = {job.id: job for job in jobs}
+
+    def check(record):
+        job = by_id.get(record["id"].rpartition("/")[0])
+        if job and (record.get("prompt"), record.get("answer")) != (job.messages, job.answer):
+            raise UserError(f"{path}: {record['id']}: is of another prompt or answer than "
+                            "trajectories.jsonl: take another --out_dir")  # fmt: skip
 
     def record_of(job, k, written):
-        (prompt_id, answer), text = answers[job.id], written["text"]
-        found = judged_by_rule(joined(job.prefix, text), answer)
-        return {"prompt_id": prompt_id, "prefix": job.prefix} | written | found
+        record = {"prompt_id": job.id.rpartition("/")[0], "prompt": job.messages}
+        record |= {"answer": job.answer, "prefix": job.prefix} | written
+        return record | judged_by_rule(whole_text(job.prefix, written["text"]), job.answer)
 
-    if not kept:
-        tally("solutions", counts, ["to continue"])
-        raise UserError(f"{out / cfg.verdicts}: locates no wrong step that can be corrected")
-    records = fill(
-        cfg, "continuations.jsonl", CONTINUATION, kept, tokenizer, lambda _: None, record_of
-    )
-    if records:
-        tally("solutions", counts, ["to continue"])
+    records = fill(cfg, path.name, CONTINUATION, jobs, tokenizer, check, record_of)
+    if rank == 0:
         right = [
-            any(records[f"{job.id}/{k}"]["correct"] for k in range(cfg.samples)) for job in kept
+            any(records[f"{job.id}/{k}"]["correct"] for k in range(cfg.samples)) for job in jobs
         ]
-        print(f"{out}/continuations.jsonl: {sum(right):,} of {len(kept):,} beginnings have a "
-              "continuation with the reference's final answer")  # fmt: skip
+        print(f"{path}: {sum(right):,} of {len(jobs):,} beginnings have a continuation with the "
+              "reference's final answer")  # fmt: skip

@@ -49,6 +49,12 @@ CHATML_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"<{]+)<\|im_end\
 PROBE = [{"role": "user", "content": "u"}, {"role": "assistant", "content": " a "}]
 
 
+class Beginning(str):
+    """A part of a reply that somebody else goes on with. A pre-tokenizer may divide white space by
+    what follows it (GPT-2's does): a blank line that ends a text is one token, before a word it is
+    two. So one that ends in white space is encoded before a word."""
+
+
 def optional_json(path):
     return read_json(path) if path.exists() else {}
 
@@ -172,15 +178,18 @@ class Tokenizer:
     def join(self, rows):
         """Rows of parts (id or text, trained) -> (ids, trained) per row, in one threaded call."""
         texts = [piece for parts in rows for piece, _ in parts if isinstance(piece, str)]
+        open_end = [isinstance(text, Beginning) and text[-1:].isspace() for text in texts]
+        texts = [text + "x" if cut else text for text, cut in zip(texts, open_end, strict=True)]
         try:
-            encoded = iter(self.encoder.encode_batch_fast(texts, add_special_tokens=False))
+            found = self.encoder.encode_batch_fast(texts, add_special_tokens=False)
+            encoded = (e.ids[: len(e.ids) - cut] for e, cut in zip(found, open_end, strict=True))
         except TypeError:  # what the library says to a lone surrogate: a byte that was no UTF-8
             raise UserError("the text is not valid UTF-8") from None
         joined = []
         for parts in rows:
             ids, trained = [], []
             for piece, mark in parts:
-                new = next(encoded).ids if isinstance(piece, str) else [piece]
+                new = next(encoded) if isinstance(piece, str) else [piece]
                 if isinstance(piece, str) and not self.control.isdisjoint(new):
                     raise UserError(f"{self.path}/tokenizer.json: turns text into a control token: "
                                     f"{piece[:60]!r}")  # fmt: skip

@@ -17,7 +17,7 @@ from endpoint import Unanswered, ask_http, check_endpoint
 from generate import load
 from jsonl import sha
 from judge import ask_exact, ask_local, decided, next_request, read_verdict, unusable
-from logs import TRAJECTORY, VERDICT, append_to, read_log, tally
+from logs import VERDICT, append_to, read_trajectories, tally
 from solutions import sha_of_weights
 
 COPIED = {"tries": 0, "latency_s": 0.0, "usage": {}}  # of a reply that cost nothing again
@@ -35,7 +35,7 @@ class Judge:
     votes: int = 1  # valid replies per question; the most frequent finding counts
     asks: int = 3  # replies asked for per vote, with other seeds, until one is valid
     max_tokens: int = 1024  # longest reply
-    token_budget: int = 0  # tokens read + written, all runs of this log together; 0 = any number
+    token_budget: int = 0  # of --judge http: tokens read + written by all runs of this log; 0 = any
     seed: int = 0  # of the first request; the next ones count up
     concurrency: int = 8  # requests in flight
     retries: int = 6  # of a request that fails on its way
@@ -89,11 +89,14 @@ def judge(cfg):
     )
     check_choice(cfg, stepwise=("all", "wrong", "none"))
     out = Path(cfg.out_dir)
-    trajectories = read_log(out / "trajectories.jsonl", TRAJECTORY)
+    trajectories = read_trajectories(out / "trajectories.jsonl")
     if cfg.judge == "exact":
         cfg.stepwise = "none"  # no rule finds wrong steps
+    if cfg.token_budget and cfg.judge != "http":
+        raise UserError("--token_budget is for --judge http: the others cost no tokens")
     name, model, ask = choose_judge(cfg)
-    lost, tries, cost = {}, 0, 0  # lost: trajectory id -> why its request has no reply
+    lost, refused = {}, {}  # trajectory id -> why its request has no reply; and never will have
+    tries, cost = 0, 0
 
     def affordable(todo):  # an endpoint takes them one by one, while there are tokens left
         for requests in todo:
@@ -114,7 +117,9 @@ def judge(cfg):
             for i, reply in tqdm(replies, "judging", len(todo), unit=" requests"):
                 del unsent[i]
                 if isinstance(reply, Unanswered):
-                    lost |= {request[4]["id"]: str(reply) for request in todo[i]}
+                    reasons = {request[4]["id"]: str(reply) for request in todo[i]}
+                    lost |= reasons
+                    refused |= reasons if reply.refused else {}
                     continue
                 tries += reply["tries"] - 1
                 for request in todo[i]:
@@ -129,16 +134,22 @@ def judge(cfg):
                 left = next_wave(cfg, model, trajectories, logged, lost).values()
                 lost |= {request[4]["id"]: why for requests in left for request in requests}
                 break
-    report(trajectories, logged, lost, tries)
-    if lost:
-        place = f" at {cfg.base_url}" if cfg.judge == "http" else ""
+    report(trajectories, logged, lost, refused, tries)
+    place = f" at {cfg.base_url}" if cfg.judge == "http" else ""
+    if later := [reason for name, reason in lost.items() if name not in refused]:
         raise UserError(
-            f"the judge{place} left {len(lost):,} solutions without a reply, the first with: "
-            f"{next(iter(lost.values()))}. All replies are kept: the same command goes on"
+            f"the judge{place} left {len(later):,} solutions without a reply, the first with: "
+            f"{later[0]}. All replies are kept: the same command goes on"
         )
+    if refused:  # of some, that is their own fault: the rest can be used
+        words = f"the judge{place} refuses {len(refused):,} solutions, the first with: "
+        words += next(iter(refused.values()))
+        if not any(verdict["parsed"] for verdict in logged.values()):
+            raise UserError(words)
+        print(words)
 
 
-def report(trajectories, logged, lost, tries):
+def report(trajectories, logged, lost, refused, tries):
     """Print what became of every trajectory, and how often the judge and the rule agree."""
     verdicts, agreed = decided(logged), []
     outcome, steps = Counter(), {"correct": Counter(), "wrong": Counter()}
@@ -147,7 +158,7 @@ def report(trajectories, logged, lost, tries):
         if reason := unusable(record):
             outcome[reason] += 1
         elif verdict is None or name in lost and not verdict["parsed"]:
-            outcome["unanswered"] += 1
+            outcome["refused" if name in refused else "unanswered"] += 1
         elif not verdict["parsed"]:
             outcome[f"invalid: {verdict['reason']}"] += 1
         else:
@@ -156,7 +167,7 @@ def report(trajectories, logged, lost, tries):
                 agreed.append((correctness == "correct") == record["correct"])
             verdict = verdicts.get((name, "stepwise"))
             if name in lost:
-                word = "unanswered"
+                word = "refused" if name in refused else "unanswered"
             elif verdict is None:
                 word = "not asked"
             elif not verdict["parsed"]:

@@ -46,7 +46,8 @@ class Config:
 def mean(values):
     """{"mean", "low", "high", "seeds"} of numbers, one a seed."""
     n, middle = len(values), float(np.mean(values))
-    half = T[n - 2] * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    t = T[n - 2] if 1 < n < len(T) + 2 else 1.96 + 2.4 / max(1, n - 1)
+    half = t * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     low, high = (None, None) if n < 2 else (round(middle - half, 2), round(middle + half, 2))
     return {"mean": round(middle, 2), "low": low, "high": high, "seeds": n}
 

@@ -1,4 +1,5 @@
 import json
+import re
 import threading
 import time
 from email.utils import formatdate
@@ -209,9 +210,10 @@ def test_what_is_no_chat_completion_is_refused_with_these_words(choice):
 
 
 def test_log_probs_and_text_are_read_as_they_come():
-    reply = completion("caf\u00e9 \ud83d\ude00 \ud800", None)
+    reply = completion("caf\u00e9 \ud83d\ude00 \ud800", None)  # nothing says that it is complete
     assert endpoint.read_reply(json.dumps(reply).encode()) == {
-        "raw": "caf\u00e9 \U0001f600 ?", "finish": "stop", "usage": NUMBERS, "logprobs": None,
+        "raw": "caf\u00e9 \U0001f600 \ufffd", "finish": "unknown", "usage": NUMBERS,
+        "logprobs": None,
     }  # fmt: skip
     reply["choices"][0]["logprobs"] = {"content": [{"logprob": -0.5}, {"logprob": 0}]}
     found = endpoint.read_reply(json.dumps(reply).encode())
@@ -243,20 +245,27 @@ def test_a_refusal_of_everything_stops_at_once(out, status):
     assert len(server.seen) <= 2
 
 
-def test_a_request_the_endpoint_refuses_is_left_out_and_asked_again_next_time(out, capsys):
+def test_a_request_the_endpoint_refuses_stops_no_run_and_is_asked_again_next_time(out, capsys):
     def picky(number, body, good):
         if "Question q3" in body["messages"][0]["content"]:
             return 400, {}, {"error": {"message": "too long"}}
         return completion(good)
 
     with serving(picky) as server:
-        with pytest.raises(UserError, match="left 4 solutions without a reply.*400.*too long"):
-            run_judge(out, server)
-    assert numbers(capsys.readouterr().out)["solutions"] == (20, 16, 4)
+        run_judge(out, server)
+    text = capsys.readouterr().out
+    assert numbers(text)["solutions"] == (20, 16, 4) and "[4 refused]" in text
+    assert re.search("refuses 4 solutions, the first with: HTTP 400.*too long", text)
     assert len(rows_of(out / "verdicts.jsonl")) == 28
     with serving() as server:
         run_judge(out, server)
     assert len(server.seen) == 5 and len(rows_of(out / "verdicts.jsonl")) == 35
+
+
+def test_a_judge_that_refuses_everything_is_an_error(out):
+    with serving(lambda *_: (400, {}, {"error": {"message": "no such model"}})) as server:
+        with pytest.raises(UserError, match="refuses 20 solutions.*no such model"):
+            run_judge(out, server)
 
 
 def test_the_key_is_in_no_file_and_no_message(out, capsys):

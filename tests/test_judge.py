@@ -340,3 +340,24 @@ def test_texts_of_other_scripts_are_quoted_and_paired_letter_by_letter(
     tokenizer = Tokenizer(write_checkpoint(tmp_path / "model"))
     _, counts = load_pairs(str(tmp_path / "pairs.jsonl"), tokenizer, 2000)
     assert counts.used == 2
+
+
+def test_a_local_judge_draws_other_numbers_for_other_solutions(monkeypatch):
+    """With one seed for all, the votes on all solutions would err together."""
+    seen = []
+    monkeypatch.setattr(judge, "stream", lambda *_, seeds, **__: seen.append(seeds) or [])
+    bodies = [
+        judge.build_request("outcome", 2, "q", "1", text, "m", 9, 0) for text in ("a", "b", "a")
+    ]
+
+    class Model:
+        class config:
+            max_position_embeddings = 99
+
+    class Words:
+        stop_ids = ()
+        prompt = staticmethod(lambda messages: [1])
+
+    list(judge.ask_local(bodies, Model, Words))
+    ((a, b, again),) = seen
+    assert a == again != b and max(a, b) < 2**63

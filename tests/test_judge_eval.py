@@ -89,7 +89,10 @@ def test_intervals_contain_the_score_and_shrink_with_more_cases(tmp_path):
         (tmp_path / str(many)).mkdir()
         with serving(says(plan)) as server:
             result = run_eval(tmp_path / str(many), rows, server)
-        for row in result["scores"].values():
+        for name, row in result["scores"].items():
+            if name == "agreement with the rule":
+                assert row == {"score": None, "low": None, "high": None, "n": 0}
+                continue
             assert 0 <= row["low"] <= row["score"] <= row["high"] <= 100
         row = result["scores"]["first error found, wrong solutions"]
         width[many] = row["high"] - row["low"]
@@ -103,8 +106,9 @@ def test_a_judge_that_is_never_valid_finds_nothing(tmp_path, capsys):
     assert {name: score for name, (score, n) in scores_of(result).items()} == {
         "outcome accuracy": 0, "first error found, wrong solutions": 0,
         "no error found, right solutions": 0, "first-error F1": 0, "invalid": 100,
-        "agreement with the rule": 0,
+        "agreement with the rule": None,
     }  # fmt: skip
+    assert re.search(r"agreement with the rule +- \(no such case\)", capsys.readouterr().out)
     assert result["invalid"] == {"reply is not one JSON object": 3}
 
 
@@ -128,7 +132,7 @@ def test_rows_without_an_answer_are_judged_without_a_reference(tmp_path):
         assert f"<reference>\n{reference}\n</reference>" in text
         assert "<answer>\nFirst so.\n\nThen so.\n\nThe answer is 4.\n</answer>" in text
     assert scores_of(result)["agreement with the rule"] == (100.0, 1)
-    assert scores_of(result)["first-error F1"] == (0.0, 3)  # no wrong case: no harmonic mean
+    assert scores_of(result)["first-error F1"] == (None, 3)  # no wrong case: no harmonic mean
 
 
 LONG = [

@@ -77,11 +77,23 @@ def test_a_continuation_ends_the_turn_only_with_the_last_step(out):
     rows = [
         trajectory("q0", 0, "Step 1: fine. Step 2: BAD Answer: 41"),  # the step goes to the end
         trajectory("q0", 1, "Step 1: fine.\nStep 2: BAD . Step 3: no. Answer: 41"),
+        trajectory("q0", 2, "Step 1: fine, too. Step 2: BAD . Step 3: no. Answer: 41"),
     ]
-    judged(out, rows)
-    reward.pairs(reward.Pairs(out_dir=str(out), layout="continuation"))
+
+    def finishes(number, body, good):  # the answer should have come where the third goes wrong
+        return completion(
+            good.replace("Step 2: mended.", "Answer: 40")
+            if ", too." in body["messages"][0]["content"]
+            else good
+        )
+
+    write_rows(out / "trajectories.jsonl", rows)
+    with serving(finishes) as server:
+        run_judge(out, server)
+    reward.pairs(reward.Pairs(out_dir=str(out), layout="continuation", scp_per_prompt=3))
     rows = {row["from"][0]: row for row in rows_of(out / "pairs.jsonl")}
-    assert rows["q0/0"]["ends_turn"] == {"chosen": True, "rejected": True}
+    assert rows["q0/0"]["ends_turn"] == {"chosen": False, "rejected": True}  # no answer is in it
+    assert rows["q0/2"]["ends_turn"] == {"chosen": True, "rejected": False}
     assert rows["q0/1"]["ends_turn"] == {"chosen": False, "rejected": False}
     # the space before a step belongs to it, as tokens do; a line break stays with the prefix
     assert rows["q0/0"]["prefix"] == "Step 1: fine."

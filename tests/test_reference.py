@@ -130,6 +130,9 @@ def test_a_table_of_another_model_and_a_changed_or_torn_file_are_refused(data, t
         file.write_bytes(changed)
         with pytest.raises(UserError, match=f"{file.name}: is not as it was written; delete it"):
             begun(data, tmp_path / "out")
+    save_file({"other": logps}, file)
+    with pytest.raises(UserError, match=f"{file.name}: is not as it was written; delete it"):
+        begun(data, tmp_path / "out")
     file.write_bytes(whole[:-40])
     with pytest.raises(UserError, match=f"{file.name}: not a readable safetensors file"):
         begun(data, tmp_path / "out")

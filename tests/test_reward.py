@@ -179,7 +179,9 @@ def test_more_samples_can_be_added_later(sampling):
     assert len(solutions(sampling)) == 30 and reference.items() <= solutions(sampling).items()
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"temperature": 0.5}, {"max_new_tokens": 9}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"temperature": 0.5}, {"max_new_tokens": 9}, {"dtype": "bfloat16"}]
+)
 def test_other_settings_need_another_folder(sampling, change):
     reward.sample(sampling)
     for name, value in change.items():
@@ -198,6 +200,14 @@ def test_another_policy_or_another_prompt_needs_another_folder(sampling, tmp_pat
     sampling.init_from = str(write_checkpoint(tmp_path / "policy2", seed=9))
     with pytest.raises(UserError, match="policy_sha"):
         reward.sample(sampling)
+
+
+def test_an_empty_solution_is_none_and_the_same_command_goes_on(sampling):
+    rows = [row | {"solution": ""} for row in rows_of(sampling.prompts)]
+    write_rows(sampling.prompts, rows)
+    for _ in range(2):
+        reward.sample(sampling)
+    assert len(solutions(sampling)) == 18
 
 
 def test_no_prompt_to_sample_is_an_error(sampling, capsys):

@@ -18,6 +18,7 @@ import solutions
 from config import UserError
 from extract import final_answer
 from generate import generate
+from jsonl import notice
 from judge import unusable
 from model import Llama
 from pairs import prefix_id
@@ -190,14 +191,38 @@ def test_a_server_can_sample_instead(sampling, sampler, policy):
     assert len(sampler.seen) == 21  # nothing is asked again
 
 
-def test_a_failing_server_costs_nothing_that_came(sampling, sampler):
-    def refuses(number, body, good):
+def failing(status):
+    def behave(number, body, good):
         if body["messages"][-1]["content"] == sentences(7)[2]:
-            return 400, {}, {"error": {"message": "no"}}
+            return status, {}, {"error": {"message": "no"}}
         return serve_policy(number, body, good)
 
-    sampler.answer.behave = refuses
-    with pytest.raises(UserError, match="left 3 of 21 requests without a reply.*400.*no"):
+    return behave
+
+
+def test_what_a_server_refuses_is_kept_as_such_and_not_asked_again(sampling, sampler):
+    sampler.answer.behave = failing(400)
+    reward.sample(at(sampler, sampling))
+    found = log_of(sampling)
+    assert {row["id"] for row in found.values() if row["finish"] == "refusal"} == {
+        "p2/0", "p2/1", "p2/2"
+    }  # fmt: skip
+    assert unusable(found["p2/1"]) == "ended by refusal" and len(found) == 21
+    reward.sample(sampling)
+    assert len(sampler.seen) == 21
+
+
+def test_a_server_that_refuses_everything_is_an_error(sampling, sampler):
+    sampler.answer.behave = lambda *_: (400, {}, {"error": {"message": "no such model"}})
+    with pytest.raises(UserError, match="left 21 of 21.*no such model"):
+        reward.sample(at(sampler, sampling))
+    assert log_of(sampling) == {}
+
+
+def test_a_failing_server_costs_nothing_that_came(sampling, sampler):
+    sampler.answer.behave = failing(503)
+    at(sampler, sampling).retries = 0
+    with pytest.raises(UserError, match="left 3 of 21 requests without a reply.*503.*no"):
         reward.sample(at(sampler, sampling))
     assert len(log_of(sampling)) == 18
     sampler.answer.behave = serve_policy
@@ -277,7 +302,8 @@ def test_a_beginning_is_cut_on_ids_not_in_the_text(judged, policy, monkeypatch):
     """Header, then the ids of the prefix: never those of prompt and prefix in one text."""
     seen = []
     monkeypatch.setattr(solutions, "stream", lambda model, ids, *_, **__: seen.extend(ids) or [])
-    reward.correct(judged)
+    with pytest.raises(KeyError):  # nothing was written
+        reward.correct(judged)
     tokenizer = Tokenizer(policy)
     asked = tokenizer.prompt("Question q0?")
     assert asked + tokenizer.encode("Step 1: fine.") in seen and asked in seen
@@ -323,6 +349,24 @@ def test_the_answer_is_read_from_beginning_and_continuation_together(judged, sam
     }  # fmt: skip
 
 
+def test_continuations_of_another_answer_or_prompt_are_not_taken_over(judged):
+    reward.correct(judged)
+    path = Path(judged.out_dir) / "trajectories.jsonl"
+    rows = rows_of(path)
+    write_rows(path, [row | {"answer": "41"} for row in rows])
+    with pytest.raises(UserError, match="another prompt or answer than trajectories.jsonl"):
+        reward.correct(judged)
+    write_rows(path, [row | {"answer": ""} for row in rows])
+    with pytest.raises(UserError, match="locates no wrong step"):
+        reward.correct(judged)
+
+
+def test_corrections_by_another_policy_are_announced(judged, capsys):
+    notice.cache_clear()
+    reward.correct(judged)  # the solutions were written by hand: policy_sha "p"
+    assert "is not the policy that wrote the solutions" in capsys.readouterr().err
+
+
 def test_nothing_to_correct_is_an_error(judged):
     rows = rows_of(Path(judged.out_dir) / "verdicts.jsonl")
     write_rows(f"{judged.out_dir}/verdicts.jsonl", [r for r in rows if r["kind"] == "outcome"])
@@ -336,7 +380,7 @@ def test_nothing_to_correct_is_an_error(judged):
      ("a.", "", "a.")],
 )  # fmt: skip
 def test_a_dropped_blank_is_put_back(prefix, text, want):
-    assert solutions.joined(prefix, text) == want
+    assert solutions.whole_text(prefix, text) == want
 
 
 def test_the_seed_belongs_to_prompt_and_sample():

@@ -2,11 +2,11 @@ import json
 
 import pytest
 from tiny import CONTROL, write_tokenizer
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Encoder
 
 from config import UserError
-from tokenizer import KNOWN, Tokenizer, fingerprint
+from tokenizer import KNOWN, Beginning, Tokenizer, fingerprint
 
 TURN = (
     "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim "
@@ -303,3 +303,21 @@ def test_an_unknown_role_is_an_error(tokenizer):
 
 def test_control_tokens_of_the_tiny_tokenizers_are_those_of_the_formats(tokenizer):
     assert set(CONTROL[tokenizer.template]) == set(tokenizer.ids)
+
+
+@pytest.mark.parametrize("prefix", ["add.", "add.\n", "add.\n\n", "add. \n\n\n", "\n\n"])
+def test_a_prefix_has_the_ids_that_it_has_within_the_whole_solution(prefix):
+    """GPT-2's pre-tokenizer divides them: \\n\\n is one token at the end of a text, two before a
+    word."""
+    encoder = Encoder(models.BPE())
+    encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    encoder.train_from_iterator(["\n\n", "\n\n\n"] * 50, trainer)
+    assert len(encoder.encode("\n\n").ids) == 1 and len(encoder.encode("\n\nS").ids) == 3
+    tokenizer = object.__new__(Tokenizer)
+    tokenizer.encoder, tokenizer.control = encoder, frozenset()
+    step = "Step 2: x"
+    ((ids, _),) = tokenizer.join([[(Beginning(prefix), False), (step, True)]])
+    assert ids == encoder.encode(prefix + step).ids

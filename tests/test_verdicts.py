@@ -352,3 +352,31 @@ def test_a_right_answer_on_a_wrong_way_is_counted_and_used_only_on_demand(out, c
 def test_an_unknown_choice_of_steps_is_refused(out):
     with pytest.raises(UserError, match="--stepwise must be one of all, wrong, none, not 'right'"):
         run_judge(out, stepwise="right")
+
+
+def test_a_budget_is_for_an_endpoint(out):
+    with pytest.raises(UserError, match="--token_budget is for --judge http"):
+        run_judge(out, judge="exact", token_budget=5)
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("trajectories", {"prompt": ["q"]}, r"trajectories.jsonl: q0/0: prompt\[0\]: must be an"),
+        ("trajectories", {"prompt": [{"role": "assistant", "content": "x"}]}, "prompt.*role"),
+        ("verdicts", {"attempts": None}, "verdicts.jsonl:1: attempts: must be an integer"),
+        ("verdicts", {"tries": "1"}, "verdicts.jsonl:1: tries: must be an integer"),
+        ("verdicts", {"finish": 3}, "verdicts.jsonl:1: finish: must be a string"),
+    ],
+)
+def test_a_foreign_log_is_refused_by_line_and_field(out, name, changes, message):
+    run_judge(out, judge="exact")
+    first, *rest = rows_of(out / f"{name}.jsonl")
+    write_rows(out / f"{name}.jsonl", [first | changes, *rest])
+    for stage in (lambda: run_judge(out, judge="exact"), lambda: make_pairs(out)):
+        with pytest.raises(UserError, match=message):
+            stage()
+
+
+def make_pairs(out):
+    reward.pairs(reward.Pairs(out_dir=str(out)))
