@@ -184,8 +184,10 @@ def test_a_server_can_sample_instead(sampling, sampler, policy):
     bodies = [body for _, _, body in sampler.seen]
     assert len({body["seed"] for body in bodies}) == 21
     assert all(0 <= body["seed"] < 2**31 for body in bodies)
+    asked = Counter(body["messages"][0]["content"] for body in bodies)  # they come in any order
+    assert asked == dict.fromkeys(sentences(7), 3)
     body = bodies[0]
-    assert body["messages"] == [{"role": "user", "content": sentences(7)[0]}]
+    assert [message["role"] for message in body["messages"]] == ["user"]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("policy", 1.0, 12)
     reward.sample(sampling)
     assert len(sampler.seen) == 21  # nothing is asked again
