@@ -131,8 +131,12 @@ def write_here(model, tokenizer, cfg, jobs):
             }  # fmt: skip
 
 
-def write_there(cfg, jobs):
-    """From the server. UserError, when all that came has been handed over, if some did not come."""
+def write_there(cfg, jobs, works):
+    """From the server. UserError, when all that came has been handed over, if some did not come.
+
+    works: whether it has answered before. Then a request that it refuses is at fault, and becomes
+    an empty solution; of a server that refuses everything the model's name may be.
+    """
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     check_endpoint(cfg.base_url, key)
     bodies, places = [], [(job, k) for job in jobs for k in job.missing]
@@ -153,10 +157,9 @@ def write_there(cfg, jobs):
         answered += 1
         written = {"text": reply["raw"], "finish": reply["finish"], "logprobs": reply["logprobs"]}
         yield *places[i], written
-    if answered:  # a refusal is this prompt's own fault, and asking again would not help
-        for i in refused:
-            yield *places[i], {"text": "", "finish": "refusal", "logprobs": None}
-            answered += 1
+    for i in refused if answered or works else ():
+        yield *places[i], {"text": "", "finish": "refusal", "logprobs": None}
+        answered += 1
     if answered < len(bodies):
         raise UserError(
             f"{cfg.base_url} left {len(bodies) - answered:,} of {len(bodies):,} requests without a "
@@ -215,7 +218,7 @@ def fill(cfg, name, fields, jobs, tokenizer, check, record_of):
         if rank != 0:
             _, add = stack.enter_context(append_to(part_of(path, rank), fields))
         if cfg.base_url:
-            events = write_there(cfg, mine)
+            events = write_there(cfg, mine, works=bool(records))
         elif mine:
             model, _ = load(cfg.init_from, cfg.device, cfg.dtype, ranks=True)
             events = write_here(model, tokenizer, cfg, mine)

@@ -212,6 +212,10 @@ def test_what_a_server_refuses_is_kept_as_such_and_not_asked_again(sampling, sam
     assert unusable(found["p2/1"]) == "ended by refusal" and len(found) == 21
     reward.sample(sampling)
     assert len(sampler.seen) == 21
+    rows = [row for row in found.values() if row["finish"] != "refusal"]  # killed before these
+    write_rows(f"{sampling.out_dir}/trajectories.jsonl", rows)
+    reward.sample(sampling)
+    assert log_of(sampling) == found
 
 
 def test_a_server_that_refuses_everything_is_an_error(sampling, sampler):
