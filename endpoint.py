@@ -181,7 +181,8 @@ def ask_http(bodies, cfg, key):
                     failures = 0
                     yield i, future.result()
                 elif isinstance(error, Unanswered):
-                    failures = math.inf if error.fatal else failures + 1
+                    # Who refuses a request is there; a row of refusals is no reason to stop
+                    failures = math.inf if error.fatal else failures + (not error.refused)
                     yield i, error
                 else:
                     raise error

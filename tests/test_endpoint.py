@@ -265,7 +265,8 @@ def test_a_request_the_endpoint_refuses_stops_no_run_and_is_asked_again_next_tim
 def test_a_judge_that_refuses_everything_is_an_error(out):
     with serving(lambda *_: (400, {}, {"error": {"message": "no such model"}})) as server:
         with pytest.raises(UserError, match="refuses 20 solutions.*no such model"):
-            run_judge(out, server)
+            run_judge(out, server, concurrency=2)  # a row of refusals is no dead endpoint
+    assert len(server.seen) == 15
 
 
 def test_the_key_is_in_no_file_and_no_message(out, capsys):

@@ -22,7 +22,7 @@ from jsonl import notice
 from judge import unusable
 from model import Llama
 from pairs import prefix_id
-from tokenizer import Tokenizer
+from tokenizer import Beginning, Tokenizer
 
 ROOT = Path(reward.__file__).parent
 
@@ -306,11 +306,19 @@ def test_equal_beginnings_of_wrong_solutions_are_continued_once(judged, capsys):
 
 def test_a_beginning_is_cut_on_ids_not_in_the_text(judged, policy, monkeypatch):
     """Header, then the ids of the prefix: never those of prompt and prefix in one text."""
-    seen = []
+    seen, prefixes, join = [], [], Tokenizer.join
+
+    def recording(self, rows):
+        prefixes.extend(row[-1][0] for row in rows)
+        return join(self, rows)
+
+    monkeypatch.setattr(Tokenizer, "join", recording)
     monkeypatch.setattr(solutions, "stream", lambda model, ids, *_, **__: seen.extend(ids) or [])
     with pytest.raises(KeyError):  # nothing was written
         reward.correct(judged)
+    monkeypatch.undo()
     tokenizer = Tokenizer(policy)
+    assert all(type(piece) is Beginning for piece in prefixes) and len(prefixes) >= 4
     asked = tokenizer.prompt("Question q0?")
     assert asked + tokenizer.encode("Step 1: fine.") in seen and asked in seen
 

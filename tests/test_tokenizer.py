@@ -314,10 +314,11 @@ def test_a_prefix_has_the_ids_that_it_has_within_the_whole_solution(prefix):
     trainer = trainers.BpeTrainer(
         vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    encoder.train_from_iterator(["\n\n", "\n\n\n"] * 50, trainer)
+    encoder.train_from_iterator(["\n\n", "\n\n\n", "ddx", "dx"] * 50, trainer)
     assert len(encoder.encode("\n\n").ids) == 1 and len(encoder.encode("\n\nS").ids) == 3
     tokenizer = object.__new__(Tokenizer)
     tokenizer.encoder, tokenizer.control = encoder, frozenset()
     step = "Step 2: x"
     ((ids, _),) = tokenizer.join([[(Beginning(prefix), False), (step, True)]])
     assert ids == encoder.encode(prefix + step).ids
+    assert tokenizer.join([[(Beginning("add"), False)]])[0][0] == encoder.encode("add").ids
