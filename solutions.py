@@ -81,7 +81,7 @@ class Correct(Policy):
 
 @dataclass
 class Job:
-    """One prompt to continue, `n` times: samples `missing` are not in the log yet."""
+    """One prompt to continue; its samples `missing` are not in the log yet."""
 
     id: str
     messages: list[dict]
