@@ -135,13 +135,19 @@ def judge(cfg):
                 lost |= {request[4]["id"]: why for requests in left for request in requests}
                 break
     report(trajectories, logged, lost, refused, tries)
+    complain(cfg, logged, lost, refused)
+
+
+def complain(cfg, logged, lost, refused):
+    """UserError for solutions that should get a reply another time. One that is refused is itself
+    at fault: a line says so, and the others can be used."""
     place = f" at {cfg.base_url}" if cfg.judge == "http" else ""
     if later := [reason for name, reason in lost.items() if name not in refused]:
         raise UserError(
             f"the judge{place} left {len(later):,} solutions without a reply, the first with: "
             f"{later[0]}. All replies are kept: the same command goes on"
         )
-    if refused:  # of some, that is their own fault: the rest can be used
+    if refused:
         words = f"the judge{place} refuses {len(refused):,} solutions, the first with: "
         words += next(iter(refused.values()))
         if not any(verdict["parsed"] for verdict in logged.values()):
