@@ -28,7 +28,7 @@ finance, into a finance model, and ends with out/demo/report.html and out/demo/r
 
 About 10 minutes on 2 CPU cores, installation included. What is done is not done again: a second run
 only renews the report, a run that was stopped goes on. --fresh deletes out/demo and the trained judge first.
---judge trained: stages 4 to 8 with a judge that is itself a small Llama, trained for it (5 minutes more,
+--judge trained: stages 4 to 8 with a judge that is itself a small Llama, trained for it (6 minutes more,
 sample/make_judge.sh) and measured by reward.py eval; results in out/demo/by_trained.
 PYTHON=/path/to/python3.11 chooses the interpreter. Every stage is a script with its own --help.
 HELP
