@@ -110,10 +110,7 @@ def trl_rows(cfg, counts):
     renderer = Renderer(cfg.tokenizer) if cfg.tokenizer else None
     for line, row in read_jsonl(path, PAIR[0]):
         where = f"{path}:{line}"
-        if renderer:
-            made = renderer.render(row, where)
-        else:
-            made = as_messages(row, where)
+        made = renderer.render(row, where) if renderer else as_messages(row, where)
         counts[made if isinstance(made, str) else "written"] += 1
         if not isinstance(made, str):
             yield {"id": str(row.get("id") or line)} | made

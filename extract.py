@@ -167,6 +167,14 @@ def same_answer(final, reference):
     return final == reference
 
 
+def judged_by_rule(text, answer):
+    """{"final", "correct"} of a solution, by comparing its one final answer with the reference's.
+    Without a reference "correct" is None."""
+    final = final_answer(text)
+    right = final is not None and same_answer(final, answer) if answer else None
+    return {"final": final, "correct": right}
+
+
 # Worked exam solutions: `Step 1: ... Step 2: ... Answer: 40` ---------------------------------
 
 

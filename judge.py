@@ -3,19 +3,21 @@
     outcome  (FAP): is the final answer the reference's?       -> Correctness: correct | wrong
     stepwise (SCP): where does the solution leave the path?    -> quotes and one corrected step
 
-A generative reward model in the sense of arXiv:2501.04961 section 5.3: prompted, not trained, and
-always given the reference answer. Three judges answer the same requests: an OpenAI-compatible
-endpoint (endpoint.py), a local checkpoint, and a comparison of final answers by rule.
+A generative reward model in the sense of arXiv:2501.04961 section 5.3: prompted, and always given
+the reference answer. Three judges answer the same requests: an OpenAI-compatible endpoint
+(endpoint.py), a local checkpoint (a large one, or a small one trained on verdicts), and a
+comparison of final answers by rule.
 """
 
 import json
 import re
 import time
 from collections import Counter
+from typing import NamedTuple
 
 from config import UserError
 from endpoint import Unanswered
-from extract import final_answer, same_answer
+from extract import judged_by_rule
 from generate import stream
 from jsonl import sha, unique
 
@@ -78,7 +80,6 @@ KEYS = {
 TAG = re.compile(r"<(?=\s*/?\s*(?:question|reference|answer)\b)", re.I)
 # No text: control characters, half surrogates, and U+FFFD, which stands for bytes that were none.
 BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffd]")
-
 CONTROL = re.compile(r"<\|[^\s|<>]+\|>")  # <|eot_id|> in letters: no solution, whoever wrote it
 
 
@@ -146,6 +147,11 @@ def locate(text, prefix, step):
     return found.span(1) if found else None
 
 
+def wrong_span(text, parsed):
+    """(start, end) in a solution of the wrong step that a stepwise reply quotes, or None."""
+    return locate(text, parsed["Reasoning up to incorrect"], parsed["First incorrect step"])
+
+
 BLANK = r"[^\S\n]"  # a step does not begin in one line and go on in the next
 STEP = re.compile(
     rf"\n+|\bstep{BLANK}+\d+{BLANK}*[:.)]|\b(?:(?:the|final){BLANK}+)*answer{BLANK}*:", re.I
@@ -172,11 +178,9 @@ def split_steps(text):
 def ask_exact(bodies, trajectories):
     """The comparison by rule, in the form of a judge's replies."""
     for i, record in enumerate(trajectories):
-        final = final_answer(record["text"])
-        reference = record.get("answer") or ""
-        right = final is not None and same_answer(final, reference)
-        why = f"The final answer is {final}, the reference's is {reference}."
-        parsed = {"Justification": why, "Correctness": "correct" if right else "wrong"}
+        rule = judged_by_rule(record["text"], record.get("answer"))
+        why = f"The final answer is {rule['final']}, the reference's is {record.get('answer')}."
+        parsed = {"Justification": why, "Correctness": "correct" if rule["correct"] else "wrong"}
         reply = {"raw": json.dumps(parsed, ensure_ascii=False), "finish": "stop", "usage": {}}
         yield i, reply | {"latency_s": 0.0, "tries": 1}
 
@@ -258,8 +262,16 @@ def request_parts(record):
     return question, reference or "(none is given)", record["text"]
 
 
+class Request(NamedTuple):
+    id: str  # of the verdict to come
+    kind: str
+    attempt: int
+    body: dict
+    trajectory: dict
+
+
 def next_request(cfg, model, record, logged):
-    """(verdict id, kind, attempt, body, trajectory) that a trajectory needs next, or None.
+    """The Request that a trajectory needs next, or None.
 
     A kind of verdict is asked for until `votes` replies are valid, votes * asks times at most.
     """
@@ -272,7 +284,7 @@ def next_request(cfg, model, record, logged):
             )
             verdict = logged.get(name)
             if verdict is None:
-                return name, kind, attempt, body, record
+                return Request(name, kind, attempt, body, record)
             if verdict["request_sha"] != sha(body):
                 raise UserError(f"{cfg.verdicts}: {name}: was asked of another judge or with other "
                                 "settings: take another --verdicts")  # fmt: skip
@@ -292,10 +304,9 @@ def read_verdict(request, judge, reply):
     parsed, reason = parse_reply(reply["raw"], reply["finish"], kind)
     first_error = correction = None
     if parsed and kind == "stepwise":
-        step, prefix = parsed["First incorrect step"], parsed["Reasoning up to incorrect"]
-        span = locate(record["text"], prefix, step)
-        if not step.strip():
-            first_error = -1  # only the final answer is wrong
+        span = wrong_span(record["text"], parsed)
+        if not parsed["First incorrect step"].strip():
+            first_error = -1  # no step on the way is wrong
         elif span is None:
             parsed, reason = None, "quotes are not in the solution"
         else:

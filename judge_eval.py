@@ -23,9 +23,9 @@ import numpy as np
 
 import scorers
 from config import UserError
-from extract import final_answer, same_answer
+from extract import judged_by_rule
 from jsonl import read_jsonl, write_jsonl, write_text
-from judge import decided, locate, unusable
+from judge import decided, unusable, wrong_span
 from logs import TRAJECTORY, VERDICT, read_log
 from verdicts import Judge, judge
 
@@ -52,12 +52,11 @@ def read_cases(path):
         if case["id"] in rows:
             raise UserError(f"{where}: id: {case['id']!r} is there twice")
         text, answer = BETWEEN.join(steps), (case.get("answer") or "").strip()
-        final = final_answer(text)
         row = {"id": case["id"], "source": case.get("generator") or "", "sample": 0, "text": text}
         row |= {"prompt": [{"role": "user", "content": case["problem"]}], "answer": answer}
         row |= {"solution": case["solution"]} if case.get("solution") else {}
-        rule = final is not None and same_answer(final, answer) if answer else None
-        row |= {"final": final, "correct": rule, "finish": "stop", "steps": steps, "label": label}
+        row |= judged_by_rule(text, answer)
+        row |= {"finish": "stop", "steps": steps, "label": label}
         rows[case["id"]] = row | {"final_answer_correct": case["final_answer_correct"]}
     if not rows:
         raise UserError(f"{path}: holds no case")
@@ -71,8 +70,7 @@ def found_step(record, verdicts):
         return None
     if steps["first_error"] < 0:  # no step on the way: the last one holds the final answer
         return -1 if outcome["parsed"]["Correctness"] == "correct" else len(record["steps"]) - 1
-    quotes = (steps["parsed"][k] for k in ("Reasoning up to incorrect", "First incorrect step"))
-    start, _ = locate(record["text"], *quotes)
+    start, _ = wrong_span(record["text"], steps["parsed"])
     starts = np.cumsum([0] + [len(step) + len(BETWEEN) for step in record["steps"]])
     return bisect_right(starts.tolist(), start) - 1
 
@@ -84,42 +82,44 @@ def f1_score(sums):
     return scorers.ratio(2 * wrong * right, wrong + right)
 
 
+WRONG, RIGHT = "first error found, wrong solutions", "no error found, right solutions"
+
+
+def marks(case, verdicts):
+    """{share: (is the case a hit, does it count)}, and why a verdict on it is invalid, or None."""
+    found = [verdicts.get((case["id"], kind)) for kind in ("outcome", "stepwise")]
+    unasked = unusable(case) or "not judged"
+    reasons = [v["reason"] if v else unasked for v in found if not v or not v["parsed"]]
+    judged = bool(found[0] and found[0]["parsed"])
+    says = judged and found[0]["parsed"]["Correctness"] == "correct"
+    hit, wrong = found_step(case, verdicts) == case["label"], case["label"] >= 0
+    by_rule = judged and case["correct"] is not None
+    return {
+        "outcome accuracy": (judged and says == case["final_answer_correct"], True),
+        WRONG: (wrong and hit, wrong),
+        RIGHT: (not wrong and hit, not wrong),
+        "invalid": (bool(reasons), True),
+        "agreement with the rule": (by_rule and says == case["correct"], by_rule),
+    }, next(iter(reasons), None)
+
+
 def measure(cases, verdicts):
     """{name: {score, low, high, n}} in points, and {why verdicts are invalid: how many}."""
-    rows, invalid = [], Counter()
-    for name, case in cases.items():
-        kinds = [verdicts.get((name, kind)) for kind in ("outcome", "stepwise")]
-        unasked = unusable(case) or "not judged"
-        reasons = [v["reason"] if v else unasked for v in kinds if not v or not v["parsed"]]
-        invalid.update(reasons[:1])
-        parsed = kinds[0] and kinds[0]["parsed"]
-        says = parsed and parsed["Correctness"] == "correct"
-        found, wrong = found_step(case, verdicts), case["label"] >= 0
-        hit = found == case["label"]
-        rule = case["correct"]
-        rows.append([
-            parsed is not None and says == case["final_answer_correct"], 1,
-            wrong and hit, wrong, not wrong and hit, not wrong, bool(reasons), 1,
-            parsed is not None and rule is not None and says == rule,
-            parsed is not None and rule is not None,
-        ])  # fmt: skip
-    table = np.array(rows, dtype=float)
-    shares = {
-        "outcome accuracy": slice(0, 2), "first error found, wrong solutions": slice(2, 4),
-        "no error found, right solutions": slice(4, 6), "first-error F1": slice(2, 6),
-        "invalid": slice(6, 8), "agreement with the rule": slice(8, 10),
-    }  # fmt: skip
+    rows, reasons = zip(*(marks(case, verdicts) for case in cases.values()), strict=True)
+    tables = {
+        name: np.array([row[name] for row in rows], dtype=float) for name in rows[0]
+    }  # (n, 2)
+    tables["first-error F1"] = np.hstack([tables[WRONG], tables[RIGHT]])  # (n, 4)
     scores = {}
-    for name, columns in shares.items():
-        part, score = table[:, columns], f1_score if "F1" in name else scorers.mean_score
-        low, high = scorers.interval(scorers.resample(part, score, seed=name))
-        values = {"score": scorers.point(part, score), "low": low, "high": high}
-        n = len(table) if "F1" in name else int(part[:, 1].sum())
+    for name, table in tables.items():
+        score = f1_score if "F1" in name else scorers.mean_score
+        low, high = scorers.interval(scorers.resample(table, score, seed=name))
+        values = {"score": scorers.point(table, score), "low": low, "high": high}
+        counted = table[:, 1::2].sum(0)  # one number, of F1 the wrong and the right solutions
         # Without a case there is no score, least of all 0
-        empty = not table[:, columns][:, 1::2].sum(0).all()
-        values = {k: None if empty else round(100 * v, 2) for k, v in values.items()}
-        scores[name] = values | {"n": n}
-    return scores, invalid
+        values = {k: round(100 * v, 2) if counted.all() else None for k, v in values.items()}
+        scores[name] = values | {"n": int(counted.sum())}
+    return scores, Counter(filter(None, reasons))
 
 
 def evaluate(cfg):

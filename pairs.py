@@ -20,7 +20,7 @@ from config import UserError, check_choice, check_range
 from data import pair_parts
 from extract import final_answers
 from jsonl import sha, write_jsonl
-from judge import decided, locate, split_steps, unusable
+from judge import decided, split_steps, unusable, wrong_span
 from logs import CONTINUATION, VERDICT, read_log, read_trajectories, tally
 from tokenizer import Tokenizer
 
@@ -78,8 +78,7 @@ def wrong_step(record, verdicts):
         return None, "without a valid stepwise verdict"
     if verdict["first_error"] < 0:
         return None, "without a wrong step"
-    quotes = (verdict["parsed"][k] for k in ("Reasoning up to incorrect", "First incorrect step"))
-    return locate(record["text"], *quotes), None
+    return wrong_span(record["text"], verdict["parsed"]), None
 
 
 def prefix_of(text, span):
@@ -167,9 +166,8 @@ def scp_pairs(name, members, verdicts, continuations, cfg, rng, counts):
             counts[reason] += 1
             continue
         verdict = verdicts[record["id"], "stepwise"]
-        # A correction that gives the answer is the last step, whatever the wrong one was
         step, own = verdict["correction"], None
-        last = bool(final_answers(step))
+        last = bool(final_answers(step))  # it gives the answer, whatever the wrong step did
         if continuations is not None:
             tried = continuations.get(prefix_id(name, prefix_of(record["text"], span)), [])
             behind = record["text"][span[0] :]  # the whole step: a judge may quote less, or more

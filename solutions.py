@@ -25,7 +25,7 @@ import parallel
 from checkpoint import barrier
 from config import UserError, check_range
 from endpoint import Unanswered, ask_http, check_endpoint
-from extract import final_answer, same_answer
+from extract import judged_by_rule
 from generate import load, stream
 from jsonl import check_messages, notice, read_jsonl
 from judge import decided
@@ -176,6 +176,19 @@ def whole_text(prefix, text):
 # ---- filling a log -------------------------------------------------------------------------------
 
 
+def check_policy(cfg):
+    """UserError for settings that cannot be; then joins the other ranks."""
+    check_range(
+        cfg,
+        ("samples", "max_new_tokens", "slots", "concurrency", "timeout_s"),
+        ("temperature", "retries", "backoff_s"),
+    )
+    if cfg.base_url and not cfg.model:
+        raise UserError("--base_url needs --model: what the server calls the checkpoint")
+    rank, _, _ = parallel.init(cfg.device, PATIENCE)
+    return rank
+
+
 def settings_of(cfg, tokenizer, device):
     """What a sample depends on beside its prompt: written into every record."""
     names = "seed", "temperature", "top_p", "max_new_tokens"
@@ -185,6 +198,13 @@ def settings_of(cfg, tokenizer, device):
         return found | {"sampler": f"http:{cfg.model}", "dtype": ""}
     dtype = str(parallel.auto_dtype(cfg.dtype, device)).removeprefix("torch.")
     return found | {"sampler": "generate.py", "dtype": dtype}
+
+
+def fitting(jobs, cfg, tokenizer):
+    """(jobs that leave room in the model's context, number of the others)."""
+    context = Llama.from_pretrained(cfg.init_from, "meta").config.max_position_embeddings
+    kept = [job for job in jobs if len(prompt_ids(job, tokenizer)) < context]
+    return kept, len(jobs) - len(kept)
 
 
 def fill(cfg, name, fields, jobs, tokenizer, check, record_of):
@@ -234,12 +254,6 @@ def fill(cfg, name, fields, jobs, tokenizer, check, record_of):
         return records
 
 
-def judged_by_rule(text, answer):
-    """{"final", "correct"} of a solution: by comparison of final answers."""
-    final = final_answer(text)
-    return {"final": final, "correct": final is not None and same_answer(final, answer)}
-
-
 # ---- sample --------------------------------------------------------------------------------------
 
 
@@ -260,29 +274,16 @@ def read_prompts(path):
     return rows, skipped
 
 
-def check_policy(cfg):
-    """UserError for settings that cannot be; then joins the other ranks."""
-    check_range(
-        cfg,
-        ("samples", "max_new_tokens", "slots", "concurrency", "timeout_s"),
-        ("temperature", "retries", "backoff_s"),
-    )
-    if cfg.base_url and not cfg.model:
-        raise UserError("--base_url needs --model: what the server calls the checkpoint")
-    rank, _, _ = parallel.init(cfg.device, PATIENCE)
-    return rank
-
-
 def sample(cfg):
     """Solutions of every prompt -> trajectories.jsonl; those already there are kept."""
     rank = check_policy(cfg)
     tokenizer, (rows, without) = Tokenizer(cfg.init_from), read_prompts(cfg.prompts)
     jobs = [Job(name, row["prompt"]) for name, row in rows.items()]
     jobs, too_long = fitting(jobs, cfg, tokenizer)
-    counts = Counter({"sampled": len(jobs), "without reference answer": without})
+    counts = Counter({"to sample": len(jobs), "without reference answer": without})
     counts["longer than the context"] = too_long
-    if not jobs and rank == 0:
-        tally("prompts", counts, ["sampled"])
+    if rank == 0:
+        tally("prompts", counts, ["to sample"])
     if not jobs:
         raise UserError(f"{cfg.prompts}: holds no prompt that can be sampled")
 
@@ -303,19 +304,11 @@ def sample(cfg):
 
     records = fill(cfg, "trajectories.jsonl", TRAJECTORY, jobs, tokenizer, check, record_of)
     if rank == 0:
-        tally("prompts", counts, ["sampled"])
         solutions = [records[f"{job.id}/{k}"] for job in jobs for k in range(cfg.samples)]
         right = sum(record["correct"] for record in solutions)
         cut = sum(record["finish"] != "stop" for record in solutions)
         print(f"{cfg.out_dir}/trajectories.jsonl: {len(solutions):,} solutions, {right:,} with the "
               f"reference's final answer by rule, {cut:,} cut off")  # fmt: skip
-
-
-def fitting(jobs, cfg, tokenizer):
-    """(jobs that leave room in the model's context, number of the others)."""
-    context = Llama.from_pretrained(cfg.init_from, "meta").config.max_position_embeddings
-    kept = [job for job in jobs if len(prompt_ids(job, tokenizer)) < context]
-    return kept, len(jobs) - len(kept)
 
 
 # ---- correct -------------------------------------------------------------------------------------

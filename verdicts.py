@@ -76,7 +76,7 @@ def next_wave(cfg, model, trajectories, logged, lost):
     for record in trajectories.values():
         if record["id"] not in lost and not unusable(record):
             if request := next_request(cfg, model, record, logged):
-                wave.setdefault(sha(request[3]), []).append(request)
+                wave.setdefault(sha(request.body), []).append(request)
     return wave
 
 
@@ -102,7 +102,7 @@ def judge(cfg):
         for requests in todo:
             if cfg.token_budget and cost >= cfg.token_budget:
                 return
-            yield requests[0][3]
+            yield requests[0].body
 
     with append_to(out / cfg.verdicts, VERDICT) as (logged, add):
         known = {verdict["request_sha"]: verdict for verdict in logged.values()}
@@ -113,11 +113,11 @@ def judge(cfg):
                 for request in requests if key in known else ():
                     add(read_verdict(request, name, known[key] | COPIED))
             unsent = dict(enumerate(todo))
-            replies = ask(affordable(todo), [requests[0][4] for requests in todo])
+            replies = ask(affordable(todo), [requests[0].trajectory for requests in todo])
             for i, reply in tqdm(replies, "judging", len(todo), unit=" requests"):
                 del unsent[i]
                 if isinstance(reply, Unanswered):
-                    reasons = {request[4]["id"]: str(reply) for request in todo[i]}
+                    reasons = {request.trajectory["id"]: str(reply) for request in todo[i]}
                     lost |= reasons
                     refused |= reasons if reply.refused else {}
                     continue
@@ -132,7 +132,7 @@ def judge(cfg):
                 budget = f"the budget of {cfg.token_budget:,} tokens is used up: raise it"
                 why = budget if done else "not asked"
                 left = next_wave(cfg, model, trajectories, logged, lost).values()
-                lost |= {request[4]["id"]: why for requests in left for request in requests}
+                lost |= {request.trajectory["id"]: why for requests in left for request in requests}
                 break
     report(trajectories, logged, lost, refused, tries)
     complain(cfg, logged, lost, refused)

@@ -15,8 +15,8 @@ tail       16 prompts whose answers have long-tailed lengths: useful tokens per 
 schedule   occupied slots and KV cache, counted on a trace of lengths by the engine's own scheduler
 
 Hugging Face: SDPA, dynamic cache, inference_mode, no stop tokens. All arms take turns in one
-process, so they see the same machine; each figure is the median of the rounds, with the lowest and
-highest.
+process, so they see the same machine; each figure is the median of the rounds (of two at most in
+`tail`), with the lowest and highest.
 """
 
 import json

@@ -8,8 +8,8 @@
 #   scp_self      corrections in the policy's own words   both_self    FAP and these
 #   trained       both, of the verdicts of the small trained judge in JUDGE (sample/make_judge.sh), if any
 #
-# A seed stands for the order of the tuning data, the samples and the order of the pairs. Some eight
-# minutes a seed on one CPU core; what is done is not done again. Ends with a table over the seeds and
+# A seed stands for the order of the tuning data, the samples and the order of the pairs. Six minutes a
+# seed on a quiet CPU core; what is done is not done again. Ends with a table over the seeds and
 # OUT/alignment.json. Time of each stage: OUT/seed*/times.jsonl.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -74,7 +74,7 @@ def test_three_ranks_write_what_one_writes_and_each_its_share(sampling, tmp_path
     sampling.out_dir = str(tmp_path / "ranks")
     out = on_ranks(3, "sample", sampling)
     assert texts(sampling) == alone and len(alone) == 21
-    assert "7 prompts = 7 sampled + 0 skipped" in out and out.count("solutions,") == 1
+    assert "7 prompts = 7 to sample + 0 skipped" in out and out.count("solutions,") == 1
     assert [path.name for path in Path(sampling.out_dir).iterdir()] == ["trajectories.jsonl"]
 
 
