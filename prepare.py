@@ -19,7 +19,8 @@ from pathlib import Path
 import parallel
 from config import UserError
 from jsonl import read_jsonl, write_jsonl
-from tasks import TASKS, load_rows
+from rows import load_rows
+from tasks import TASKS
 
 FPB_TEST = 970  # as many as FinEval has; which ones is not published
 FIQA_NEUTRAL = 0.1  # |score| below it is neutral: the border between FinEval's labels

@@ -24,10 +24,11 @@ import figures
 import page
 import parallel
 import scorers
+from answers import measures
 from config import UserError, parse
 from jsonl import read_jsonl
 from results import difference, points, read_result, read_samples
-from tasks import CAPABILITIES, TASKS, measures
+from tasks import CAPABILITIES, TASKS
 
 CHECKPOINTS = ("base", "cpt_it", "aligned", "sft_control")
 # (minuend, subtrahend): what each stage adds, the control, and the whole way

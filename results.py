@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 import scorers
+from answers import measures
 from config import UserError, read_json
 from jsonl import check_fields, read_jsonl
-from tasks import TASKS, measures
+from tasks import TASKS
 
 
 def points(score, low, high):

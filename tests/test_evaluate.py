@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import WORDS, sentences, write_checkpoint, write_rows
 
+import ask
 import evaluate
 import results
 from config import UserError
@@ -114,7 +115,7 @@ def test_trailing_spaces_of_the_context_move_to_the_choice(folder):
     tokenizer, task = Tokenizer(folder), TASKS["arc"]
     row = {"id": "0", "query": "the cost  \n", "choices": ["good", "bad"]}
     cfg = Config(chat_template=False)
-    context, choices = evaluate.encode_choices(tokenizer, cfg, task, row)
+    context, choices = ask.encode_choices(tokenizer, cfg, task, row)
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     assert context == bos + tokenizer.encode("the cost")
     assert tokenizer.decode(choices[0]) == "  \n good"
@@ -126,8 +127,8 @@ def test_one_bos_or_none(folder):
     tokenizer, row = Tokenizer(folder), {"id": "0", "query": "the cost", "choices": ["a", "b"]}
     for chat in (True, False):
         cfg = Config(chat_template=chat, system="be good")
-        for ids in (evaluate.encode_prompt(tokenizer, cfg, TASKS["arc"], row),
-                    evaluate.encode_choices(tokenizer, cfg, TASKS["arc"], row)[0]):  # fmt: skip
+        for ids in (ask.encode_prompt(tokenizer, cfg, TASKS["arc"], row),
+                    ask.encode_choices(tokenizer, cfg, TASKS["arc"], row)[0]):  # fmt: skip
             assert "be good" in tokenizer.decode(ids)
             if tokenizer.bos_id is not None:
                 assert ids[0] == tokenizer.bos_id and ids.count(tokenizer.bos_id) == 1
@@ -135,20 +136,20 @@ def test_one_bos_or_none(folder):
 
 def test_a_long_context_is_cut_from_the_left_per_choice():
     context, choices = list(range(100, 120)), [[1, 2], [3, 4, 5]]
-    whole = evaluate.choice_families(context, choices, 64)
+    whole = ask.choice_families(context, choices, 64)
     assert len(whole) == 1 and len(whole[0]) == 3  # a parent and two children
-    cut = evaluate.choice_families(context, choices, 10)
+    cut = ask.choice_families(context, choices, 10)
     assert len(cut) == 2
     for family, choice in zip(cut, choices, strict=True):
         assert family[0].input_ids.tolist() == (context + choice)[-11:-1]
         assert family[0].labels[-len(choice) :].tolist() == choice
         assert (family[0].labels[: -len(choice)] == -100).all()
     with pytest.raises(UserError, match="exceeds the model's context of 2"):
-        evaluate.choice_families(context, choices, 2)
+        ask.choice_families(context, choices, 2)
 
 
 def test_a_context_of_one_token_is_scored_too():
-    families = evaluate.choice_families([7], [[1, 2], [3]], 64)
+    families = ask.choice_families([7], [[1, 2], [3]], 64)
     assert [family[0].input_ids.tolist() for family in families] == [[7, 1], [7]]
 
 

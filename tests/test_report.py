@@ -8,9 +8,10 @@ from tiny import write_rows
 
 import evaluate
 import report
+from answers import judge_reply
 from config import UserError
 from results import difference
-from tasks import TASKS, judge_reply
+from tasks import TASKS
 
 CAPABILITIES = ["concepts", "tasks", "reasoning", "instruction_following", "general"]
 # Share of questions that each checkpoint gets right
