@@ -6,6 +6,7 @@ import re
 import pytest
 from tiny import write_rows
 
+import ask
 import evaluate
 import report
 from answers import judge_reply
@@ -43,7 +44,7 @@ def write_evaluation(folder, skill, init_from, n=40):
             if name == "reasoning" and i == 0:
                 reply = reply.replace("Step 1: a =", "Step 1: b =")  # right by a wrong step
             prediction, values = judge_reply(TASKS[name], row, reply)
-            made = evaluate.sample(
+            made = ask.sample(
                 row, [[row["query"]]], [[reply]], [prediction], prediction, values
             )
             samples.append(made | {"truncated": False, "finish": "stop"})
