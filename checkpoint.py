@@ -6,6 +6,7 @@ Tensors move one at a time, so memory holds the model and little more. Every nam
 checked against config.json before a weight is read. Nothing is pickled: .bin files are refused.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -71,6 +72,15 @@ def weight_files(path):
     if pickles:
         raise UserError(f"{path}: {pickles[0]} is a pickle and not read; convert it to safetensors")
     raise UserError(f"{path}: not a checkpoint: neither model.safetensors nor {INDEX}")
+
+
+def sha_of_weights(path):
+    """Sixteen hex digits of a checkpoint's config and weights."""
+    digest = hashlib.sha256()
+    for file in [Path(path) / "config.json", *sorted(Path(path).glob("*.safetensors"))]:
+        with open(file, "rb") as f:
+            digest.update(hashlib.file_digest(f, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def header(file):

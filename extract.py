@@ -26,6 +26,7 @@ CONCLUDED = re.compile(
     r"\s*(?:an?\s+)?[\"'*\[(]*$",
     re.I,
 )
+WINDOW = 160  # characters
 
 
 def label_pattern(labels):
@@ -56,52 +57,82 @@ def strict_label(reply, labels):
 def extract_label(reply, labels):
     """The one label that the reply gives, else None: none named, or several without a conclusion.
 
-    Of several the last one that is stated as a conclusion counts, else one that opens the reply.
+    Of several the last one that is stated as a conclusion counts, else one that opens the reply,
+    unless it begins a list ("good or bad").
     """
     canon = {folded(label, labels): label for label in labels}
     pattern = label_pattern(labels)
-    given = [m for m in re.finditer(pattern, reply) if not DENIED.search(reply[: m.start()])]
+    given = [m for m in re.finditer(pattern, reply) if not DENIED.search(before(reply, m))]
     names = [canon.get(folded(m[1], labels)) for m in given]
     if len(set(names)) < 2:
         return names[0] if names else None
-    before = [reply[: m.start()] for m in given]
-    concluded = [n for n, text in zip(names, before, strict=True) if CONCLUDED.search(text)]
-    if concluded:
-        return concluded[-1]
-    return names[0] if not re.search(r"\w", before[0]) else None
+    for m, name in zip(reversed(given), reversed(names), strict=True):
+        if CONCLUDED.search(before(reply, m)):
+            return name
+    opens = not re.search(r"\w", reply[: given[0].start()])
+    return names[0] if opens and not listed(reply, given) else None
 
 
-def strict_letter(reply, letters):
-    """The letter of the last `Selection: [[A]]`, the form that the exam prompt asks for."""
-    found = re.findall(r"Selection:\s*\[\[\s*([A-Z])\s*\]\]", reply)
-    return found[-1] if found and found[-1] in letters else None
+def listed(reply, given):
+    """Does the first label stand in a list of labels, as when a reply repeats the question?"""
+    for a, b in zip(given, given[1:], strict=False):
+        gap = " ".join(reply[a.end() : b.start()][:20].split())
+        if gap in ("/", "|", "or", "and", ", or", ", and"):
+            return True
+        if gap != ",":
+            break
+    return False
+
+
+def before(text, found):
+    """The words before a match that can deny or conclude it: few, or long replies take minutes."""
+    return text[max(0, found.start() - WINDOW) : found.start()]
+
+
+# [[X]] on one line, X without brackets of that kind
+BRACKETED = re.compile(r"(Selection:[ \t]{0,9})?\[\[((?:(?!\[\[|\]\])[^\n])*)\]\]")
+DECLINED = re.compile(r"none(?: of .{0,30})?|neither|n/a|no (?:answer|option|choice)", re.I)
+
+
+def bracketed(reply):
+    """What every [[X]] of a reply holds, in order."""
+    return [m[2].strip() for m in BRACKETED.finditer(reply)]
+
+
+def selection(reply):
+    """What the last `Selection: [[X]]` holds, the form that a chain of thought is asked for."""
+    found = [m[2].strip() for m in BRACKETED.finditer(reply) if m[1]]
+    return found[-1] if found else None
 
 
 def extract_letter(reply, letters):
     """The letter chosen, by the surest sign there is; None if there is none or they contradict.
 
-    In this order: the last [[A]]; the last "answer is (A)"; the options that are named and not
-    ruled out ("not option C", "option A is wrong"), if it is one; a reply that opens with "A.".
+    In this order: the last [[A]] or boxed{A}; the last "answer is (A)"; the options named and not
+    ruled out ("not option C", "option A is wrong"), if it is one; a first line "A" or "A. ..".
     A bare lower-case "a" is never a choice: nearly every text holds that word.
     """
-    names = "".join(letters)
-    bracketed = re.findall(rf"\[\[\s*([{names}])\s*\]\]", reply, re.I)
-    if bracketed:
-        return bracketed[-1].upper()
+    names, first = "".join(letters), reply.strip().partition("\n")[0]
+    reply = " ".join(reply.split())
+    marked = re.findall(rf"(?:\[\[|boxed\{{) ?([{names}]) ?(?:\]\]|\}})", reply, re.I)
+    if marked:
+        return marked[-1].upper()
     # "The answer is A bond that pays": an article; "is A because", "option A pays": none
     one = (
-        rf"[\s*\[(]*([{names}])(?![\w'’]|-\w)(?!(?<=A)(?<!ption A)(?<!hoice A)"
+        rf"[\s*\[(\"]*([{names}])(?![\w'’]|-\w)(?!(?<=A)(?<!ption A)(?<!hoice A)"
         r"\s+(?!(?:and|as|because|but|for|is|not|or|since)\b)[a-z])"
     )
     word = r"\b(?i:options?|choices?)"
-    answers = re.findall(rf"(?i:answer|selection)(?:\s+is)?\s*[:=]?\s*(?:{word})?{one}", reply)
+    answers = re.findall(
+        rf"(?i:answer|selection)[\"*]*(?:\s+is)?\s*[:=]?\s*(?:{word})?{one}", reply
+    )
     if answers:
         return answers[-1]
     named = re.finditer(rf"{word}(?:\s+is)?\s*[:=]?{one}(?!\W*is\s+(?:not|wrong|incorrect))", reply)
-    left = {m[1] for m in named if not DENIED.search(reply[: m.start()])}
+    left = {m[1] for m in named if not DENIED.search(before(reply, m))}
     if left:
         return left.pop() if len(left) == 1 else None
-    opening = re.match(rf"[\s*\[(]*([{names}])(?:[\s*\])]*$|[\s*]*[.:)\]])", reply)
+    opening = re.match(rf"[\s*\[(]*([{names}])(?:[\s*\])]*$|[\s*]*[.:)\]])", first)
     return opening[1] if opening else None
 
 
@@ -122,8 +153,8 @@ def exact_match(reply, answer):
 # The final answer of a solution, in whatever words it is given -------------------------------
 
 ANSWER = re.compile(
-    r"\[\[(.+?)\]\]|\\boxed\{([^{}]+)\}|^####\s*(.+?)\s*$"
-    r"|\banswer\s*(?:is\b\s*:?|:|=)\s*(.+?)(?=\.\s|\.?\s*$)",
+    r"\[\[((?:(?!\[\[|\]\]).)+)\]\]|\\boxed\{([^{}]+)\}|^####\s*(\S.*)$"
+    r"|\banswer\s*(?:is\b(?:\s*:)?|:|=)\s*(\S.*?)(?=\.(?:\s|$)|$)",
     re.I | re.M,
 )
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?|[-+]?\.\d+")

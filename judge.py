@@ -2,6 +2,7 @@
 
     outcome  (FAP): is the final answer the reference's?       -> Correctness: correct | wrong
     stepwise (SCP): where does the solution leave the path?    -> quotes and one corrected step
+    rating   (MT-Bench): how good is the last reply of a chat? -> [[1]] to [[10]]
 
 A generative reward model in the sense of arXiv:2501.04961 section 5.3: prompted, and always given
 the reference answer. Three judges answer the same requests: an OpenAI-compatible endpoint
@@ -67,7 +68,26 @@ the first step is already wrong.
 single correct step, neither a question nor a comment on the task.
 If no step on the way is wrong, leave the last three empty."""
 
-PROMPTS = {"outcome": OUTCOME, "stepwise": STEPWISE}
+RATING = """\
+Below are a conversation, a reference for the reply that is due, and the reply an assistant gave. \
+Rate that last reply: is it helpful, to the point, correct, thorough enough and as detailed as was \
+asked for? Earlier turns count only as what the reply has to fit. If a reference is given, a reply \
+that contradicts it is wrong. Length in itself earns nothing.
+
+<question>
+{question}
+</question>
+<reference>
+{reference}
+</reference>
+<answer>
+{answer}
+</answer>
+
+Explain your judgement in at most 100 words. Then end with the rating, a number from 1 (useless) \
+to 10 (could not be better), in double brackets, exactly like this: Rating: [[5]]"""
+
+PROMPTS = {"outcome": OUTCOME, "stepwise": STEPWISE, "rating": RATING}
 KEYS = {
     "outcome": {"Justification", "Correctness"},
     "stepwise": {
@@ -109,6 +129,8 @@ def parse_reply(raw, finish, kind):
     if finish != "stop":
         return None, f"reply ended by {finish}"
     text = raw.rpartition("</think>")[2].strip()  # what a reasoning model said to itself
+    if kind == "rating":
+        return parse_rating(text)
     fence = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.S)
     try:
         parsed = json.loads(fence[1] if fence else text, object_pairs_hook=unique)
@@ -125,6 +147,17 @@ def parse_reply(raw, finish, kind):
         if bool(step) != bool(correction) or not step and parsed["Reasoning up to incorrect"]:
             return None, "a step without correction, or the other way round"
     return parsed, None
+
+
+def parse_rating(text):
+    """The same for a rating: one number in double brackets, from 1 to 10."""
+    found = {float(number) for number in re.findall(r"\[\[\s*(\d{1,3}(?:\.\d+)?)\s*\]\]", text)}
+    if len(found) != 1:
+        return None, "reply has no rating in double brackets" if not found else "several ratings"
+    rating = found.pop()
+    if not 1 <= rating <= 10:
+        return None, "rating is not from 1 to 10"
+    return {"Justification": text, "Rating": rating}, None
 
 
 def locate(text, prefix, step):
@@ -227,9 +260,10 @@ def unusable(record):
 
 
 def finding(verdict):
-    """What a valid verdict says: correct | wrong, or the first wrong step's index, -1 = none."""
-    outcome = verdict["kind"] == "outcome"
-    return verdict["parsed"]["Correctness"] if outcome else verdict["first_error"]
+    """What a valid verdict says: correct | wrong, a rating, or the first wrong step's index, -1 =
+    none."""
+    key = {"outcome": "Correctness", "rating": "Rating"}.get(verdict["kind"])
+    return verdict["parsed"][key] if key else verdict["first_error"]
 
 
 def decide(verdicts):
@@ -273,9 +307,11 @@ class Request(NamedTuple):
 def next_request(cfg, model, record, logged):
     """The Request that a trajectory needs next, or None.
 
-    A kind of verdict is asked for until `votes` replies are valid, votes * asks times at most.
+    A kind of verdict is asked for until `votes` replies are valid, votes * asks times at most. The
+    kinds are a solution's, unless the record has its own `kinds`.
     """
-    for kind in ("outcome", "stepwise"):
+    kinds = record.get("kinds") or ("outcome", "stepwise")
+    for kind in kinds:
         seen = []
         for attempt in range(1, cfg.votes * cfg.asks + 1):
             name = f"{record['id']}/{kind}/{attempt}"
@@ -292,10 +328,10 @@ def next_request(cfg, model, record, logged):
             if sum(verdict["parsed"] is not None for verdict in seen) == cfg.votes:
                 break
         verdict = decide(seen)
-        right = verdict["parsed"] and verdict["parsed"].get("Correctness") == "correct"
-        if not verdict["parsed"] or cfg.stepwise == "none" or cfg.stepwise == "wrong" and right:
+        if kind == kinds[-1] or not verdict["parsed"] or cfg.stepwise == "none":
             return None
-    return None
+        if cfg.stepwise == "wrong" and verdict["parsed"]["Correctness"] == "correct":
+            return None
 
 
 def read_verdict(request, judge, reply):

@@ -27,7 +27,7 @@ import scorers
 from answers import measures
 from config import UserError, parse
 from jsonl import read_jsonl
-from results import difference, points, read_result, read_samples
+from results import difference, mean_difference, points, read_result, read_samples
 from tasks import CAPABILITIES, TASKS
 
 CHECKPOINTS = ("base", "cpt_it", "aligned", "sft_control")
@@ -94,13 +94,7 @@ def capability_score(folder, names, metric=None):
 
 def capability_difference(a, b, names, metric=None):
     """{difference, low, high, n} of B - A on the same rows: the mean over the tasks."""
-    parts = [difference(a, b, name, metric) for name in names]
-    found = points(
-        np.mean([part["difference"] for part, _, _ in parts]) / 100,
-        *scorers.interval(np.mean([draws for _, _, draws in parts], axis=0)),
-    )
-    n = sum(part["n"] for part, _, _ in parts)
-    return {"difference": found.pop("score"), **found, "n": n}
+    return mean_difference([difference(a, b, name, metric) for name in names])
 
 
 def collect(folders):

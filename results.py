@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+import answers
+import pixiu
 import scorers
-from answers import measures
 from config import UserError, read_json
 from jsonl import check_fields, read_jsonl
-from tasks import TASKS
+from tasks import CAPABILITIES, TASKS
 
 
 def points(score, low, high):
@@ -42,6 +43,11 @@ def read_samples(folder, name):
     return {sample["doc"]["id"]: sample for _, sample in read_jsonl(path, fields)}
 
 
+def scorer_of(result):
+    """The module whose `measures` gave these scores."""
+    return pixiu if result.get("scorer") == "pixiu" else answers
+
+
 def paired(a, b, name):
     """The samples of two directories on the rows they share: ([sample], [sample]).
 
@@ -51,8 +57,8 @@ def paired(a, b, name):
     for folder, entry in zip((a, b), asked, strict=True):
         if entry is None:
             raise UserError(f"{folder}/results.json: tasks: no {name}")
-    for key, value in asked[0]["asked"].items():
-        other = asked[1]["asked"].get(key)
+    for key in sorted(asked[0]["asked"].keys() | asked[1]["asked"].keys()):
+        value, other = (entry["asked"].get(key) for entry in asked)
         if value != other:
             raise UserError(f"{name}: cannot be compared: {key} is {value} in {a}, {other} in {b}")
     left, right = read_samples(a, name), read_samples(b, name)
@@ -70,14 +76,18 @@ def paired(a, b, name):
 def difference(a, b, name, metric=None):
     """B - A of a task on the same rows, with a paired bootstrap interval.
 
-    Returns {difference, low, high, n} and (score of A, score of B) in points, and the resampled
-    differences (R,) as fractions.
+    metric: the one that is the task's score unless named. Returns {difference, low, high, n} and
+    (score of A, score of B) in points, and the resampled differences (R,) as fractions.
     """
-    task = TASKS[name]
+    task, result = TASKS[name], read_result(a)
     sides = paired(a, b, name)
+    metric = metric or result["tasks"][name].get("metric") or task.metrics[0]
     scores, draws = [], []
-    for samples in sides:
-        statistics, score = measures(task, samples)[metric or task.metrics[0]]
+    for folder, samples in zip((a, b), sides, strict=True):
+        found = scorer_of(result).measures(task, samples)
+        if metric not in found:
+            raise UserError(f"{name}: cannot be compared: {folder} has no {metric}")
+        statistics, score = found[metric]
         scores.append(scorers.point(statistics, score))
         draws.append(scorers.resample(statistics, score, seed=name))
     draws = draws[1] - draws[0]
@@ -86,22 +96,49 @@ def difference(a, b, name, metric=None):
     return found, [round(100 * score, 4) for score in scores], draws
 
 
+def mean_difference(parts):
+    """{difference, low, high, n} of the mean of several tasks' differences, each as from
+    `difference`. Tasks are drawn independently, so the mean of their draws has the right spread."""
+    scores = np.mean([found["difference"] for found, _, _ in parts]) / 100
+    found = points(scores, *scorers.interval(np.mean([draws for *_, draws in parts], axis=0)))
+    n = sum(found["n"] for found, _, _ in parts)
+    return {"difference": found.pop("score"), **found, "n": n}
+
+
 def compare(a, b):
-    """Print B - A for every task that the two directories share, and the mean over the tasks."""
+    """Print B - A for every task that the two directories share, the means over the tasks of a
+    capability, and over all. A task without a score in either is named and left out."""
     tasks = [read_result(folder)["tasks"] for folder in (a, b)]
     shared = [name for name in tasks[0] if name in tasks[1] and name in TASKS]
     if not shared:
         raise UserError(f"{a} and {b} have no task in common")
-    rows = [(name, *difference(a, b, name)) for name in shared]
-    line = "{:<24}{:<9}{:>8}{:>8}{:>8}{:>17}{:>7}"
+    unscored = [n for n in shared if any(side[n].get("score", 0) is None for side in tasks)]
+    parts = {name: difference(a, b, name) for name in shared if name not in unscored}
+    line = "{:<26}{:<13}{:>8}{:>8}{:>8}{:>17}{:>7}"
+
+    def row(title, metric, shown, found):
+        change, low, high = (f"{found[key]:+.1f}" for key in ("difference", "low", "high"))
+        print(line.format(title, metric, *shown, change, f"[{low}, {high}]", found["n"]))
+
     print(f"A = {a}\nB = {b}\n")
     print(line.format("task", "metric", "A", "B", "B - A", "95% paired", "n"))
-    for name, found, scores, _ in rows:
-        metric, shown = TASKS[name].metrics[0], [f"{score:.1f}" for score in scores]
-        change, low, high = (f"{found[key]:+.1f}" for key in ("difference", "low", "high"))
-        print(line.format(name, metric, *shown, change, f"[{low}, {high}]", found["n"]))
-    if len(rows) > 1:
-        mean = np.mean([found["difference"] for _, found, _, _ in rows])
-        low, high = scorers.interval(100 * np.mean([draws for *_, draws in rows], axis=0))
-        interval = f"[{low:+.1f}, {high:+.1f}]"
-        print(line.format("mean of the tasks", "", "", "", f"{mean:+.1f}", interval, ""))
+    for name, (found, scores, _) in parts.items():
+        metric = tasks[0][name].get("metric") or TASKS[name].metrics[0]
+        row(name, metric, [f"{score:.1f}" for score in scores], found)
+    for capability in CAPABILITIES:
+        members = [part for name, part in parts.items() if TASKS[name].capability == capability]
+        if 1 < len(members) < len(parts):
+            row(f"{capability}, {len(members)} tasks", "mean", ["", ""], mean_difference(members))
+    if len(parts) > 1:
+        row(f"mean of the {len(parts)} tasks", "", ["", ""], mean_difference(parts.values()))
+    for name in unscored:
+        print(f"note: {name} is not judged yet and in no mean: python evaluate.py judge")
+    for name in sorted(tasks[0].keys() ^ tasks[1].keys()):
+        print(f"note: {name} is in one of the two only")
+
+
+def main(words):
+    """python evaluate.py compare DIR_A DIR_B"""
+    if len(words) != 2:
+        raise UserError("usage: python evaluate.py compare DIR_A DIR_B")
+    compare(*words)

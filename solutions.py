@@ -22,7 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import parallel
-from checkpoint import barrier
+from checkpoint import barrier, sha_of_weights
 from config import UserError, check_range
 from endpoint import Unanswered, ask_http, check_endpoint
 from extract import judged_by_rule
@@ -93,15 +93,6 @@ class Job:
         """A number of 63 bits that belongs to this prompt, or to its sample k."""
         name = f"{seed}/{self.id}" + ("" if k is None else f"/{k}")
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
-
-
-def sha_of_weights(path):
-    """Sixteen hex digits of a checkpoint's config and weights."""
-    digest = hashlib.sha256()
-    for file in [Path(path) / "config.json", *sorted(Path(path).glob("*.safetensors"))]:
-        with open(file, "rb") as f:
-            digest.update(hashlib.file_digest(f, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 # ---- the two writers: (job, k, {"text", "finish", "logprobs"}) as they come ----------------------

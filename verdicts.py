@@ -12,26 +12,25 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from checkpoint import sha_of_weights
 from config import UserError, check_choice, check_range
 from endpoint import Unanswered, ask_http, check_endpoint
 from generate import load
 from jsonl import sha
 from judge import ask_exact, ask_local, decided, next_request, read_verdict, unusable
 from logs import VERDICT, append_to, read_trajectories, tally
-from solutions import sha_of_weights
 
 COPIED = {"tries": 0, "latency_s": 0.0, "usage": {}}  # of a reply that cost nothing again
 
 
 @dataclass
-class Judge:
-    out_dir: str = "out/reward"  # holds trajectories.jsonl
-    verdicts: str = "verdicts.jsonl"  # log in out_dir; each judge needs its own
+class Asking:
+    """Who judges, how often, how patiently."""
+
     judge: str = "http"  # http, local, or exact: final answers compared by rule, no wrong steps
     base_url: str = "http://127.0.0.1:8377/v1"  # OpenAI-compatible; key from $OPENAI_API_KEY only
     model: str = "world"  # what the endpoint calls the judge
     judge_from: str = ""  # checkpoint directory of --judge local
-    stepwise: str = "all"  # solutions whose steps are judged, too: all, wrong (FinDAP's) or none
     votes: int = 1  # valid replies per question; the most frequent finding counts
     asks: int = 3  # replies asked for per vote, with other seeds, until one is valid
     max_tokens: int = 1024  # longest reply
@@ -43,6 +42,13 @@ class Judge:
     timeout_s: float = 120.0  # of one request
     dtype: str = "auto"  # float32, bfloat16, or auto: bfloat16 on a GPU
     device: str = "auto"  # auto, cpu or cuda
+
+
+@dataclass
+class Judge(Asking):
+    out_dir: str = "out/reward"  # holds trajectories.jsonl
+    verdicts: str = "verdicts.jsonl"  # log in out_dir; each judge needs its own
+    stepwise: str = "all"  # solutions whose steps are judged, too: all, wrong (FinDAP's) or none
 
 
 def choose_judge(cfg):
@@ -80,22 +86,38 @@ def next_wave(cfg, model, trajectories, logged, lost):
     return wave
 
 
-def judge(cfg):
-    """Verdicts on every trajectory -> verdicts.jsonl; what is there already is not asked again."""
+def check_judge(cfg):
+    """UserError for settings that cannot be."""
     check_range(
         cfg,
         ("asks", "votes", "max_tokens", "concurrency", "timeout_s"),
         ("retries", "backoff_s", "token_budget"),
     )
-    check_choice(cfg, stepwise=("all", "wrong", "none"))
-    out = Path(cfg.out_dir)
-    trajectories = read_trajectories(out / "trajectories.jsonl")
-    if cfg.judge == "exact":
-        cfg.stepwise = "none"  # no rule finds wrong steps
     if cfg.token_budget and cfg.judge != "http":
         raise UserError("--token_budget is for --judge http: the others cost no tokens")
+
+
+def judge(cfg):
+    """Verdicts on every trajectory -> verdicts.jsonl; what is there already is not asked again."""
+    check_judge(cfg)
+    check_choice(cfg, stepwise=("all", "wrong", "none"))
+    if cfg.judge == "exact":
+        cfg.stepwise = "none"  # no rule finds wrong steps
+    out = Path(cfg.out_dir)
+    trajectories = read_trajectories(out / "trajectories.jsonl")
+    logged, lost, refused, tries = collect(cfg, trajectories, out / cfg.verdicts)
+    report(trajectories, logged, lost, refused, tries)
+    complain(cfg, logged, lost, refused)
+
+
+def collect(cfg, trajectories, path):
+    """Ask until every trajectory has its verdicts in the log `path`, or cannot have them.
+
+    -> (the whole log, {trajectory id: why it got no reply}, those of them that never will,
+    number of retries)
+    """
     name, model, ask = choose_judge(cfg)
-    lost, refused = {}, {}  # trajectory id -> why its request has no reply; and never will have
+    lost, refused = {}, {}
     tries, cost = 0, 0
 
     def affordable(todo):  # an endpoint takes them one by one, while there are tokens left
@@ -104,7 +126,7 @@ def judge(cfg):
                 return
             yield requests[0].body
 
-    with append_to(out / cfg.verdicts, VERDICT) as (logged, add):
+    with append_to(path, VERDICT) as (logged, add):
         known = {verdict["request_sha"]: verdict for verdict in logged.values()}
         cost = sum(map(spent, logged.values()))
         while wave := next_wave(cfg, model, trajectories, logged, lost):
@@ -134,8 +156,7 @@ def judge(cfg):
                 left = next_wave(cfg, model, trajectories, logged, lost).values()
                 lost |= {request.trajectory["id"]: why for requests in left for request in requests}
                 break
-    report(trajectories, logged, lost, refused, tries)
-    complain(cfg, logged, lost, refused)
+    return logged, lost, refused, tries
 
 
 def complain(cfg, logged, lost, refused):

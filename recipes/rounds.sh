@@ -35,7 +35,7 @@ for round in $(seq "$rounds"); do
     --out_dir "$here/aligned" --beta 0.03 --lr 1.5e-4 --batch_tokens 2048 --micro_batch_tokens 2048
   policy="$here/aligned"
   evaluate "$policy" "$here/eval"
-  python evaluate.py --compare "$before" "$here/eval" # what this round added
+  python evaluate.py compare "$before" "$here/eval" # what this round added
   before="$here/eval"
 done
-python evaluate.py --compare "$out/eval_start" "$before" # and all of them together
+python evaluate.py compare "$out/eval_start" "$before" # and all of them together

@@ -24,7 +24,7 @@ tasks=fpb,fiqa_sa,fomc
 dtype=bfloat16
 
 for task in ${tasks//,/ }; do
-  [ -f "$out/data/$task.jsonl" ] || python prepare.py "$task" "$data/$task" "$out/data"
+  [ -f "$out/data/$task.jsonl" ] || python evaluate.py prepare "$task" "$data/$task" "$out/data"
 done
 
 every() { awk -v n="$2" -v k="$3" 'NR % n == k' "$out/data/$1_train.jsonl"; } # every TASK N OFFSET
@@ -70,5 +70,5 @@ python train_dpo.py --init_from "$out/cpt_it" --pairs "$out/reward/pairs.jsonl" 
 evaluate aligned "$out/aligned"
 
 for after in cpt_it aligned; do
-  python evaluate.py --compare "$out/eval_base" "$out/eval_$after"
+  python evaluate.py compare "$out/eval_base" "$out/eval_$after"
 done

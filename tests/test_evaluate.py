@@ -1,18 +1,17 @@
-"""evaluate.py and results.py on tiny random checkpoints."""
+"""evaluate.py on tiny random checkpoints."""
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from evaluating import arc_rows, run
 from safetensors.torch import load_file, save_file
-from tiny import WORDS, sentences, write_checkpoint, write_rows
+from tiny import WORDS, write_checkpoint, write_rows
 
-import ask
 import evaluate
 import results
 from config import UserError
@@ -22,135 +21,6 @@ from tasks import TASKS
 from tokenizer import Tokenizer
 
 ROOT = Path(evaluate.__file__).parent
-CHOICES = [["good", "bad"], ["one", "two", "one two of the year"], ["profit", "cost of the bond"]]
-
-
-def arc_rows(count):
-    rows = []
-    for i, text in enumerate(sentences(count, seed=1)):
-        choices = CHOICES[i % 3]
-        gold = i % len(choices)
-        rows.append({"id": f"r{i}", "query": f"Question: {text}\nAnswer:", "text": text,
-                     "answer": choices[gold], "choices": choices, "gold": gold})  # fmt: skip
-    return rows
-
-
-def label_rows(count):
-    labels = ["good", "bad", "two"]
-    return [{"id": f"l{i}", "query": f"{text} ?\nAnswer:", "text": text, "answer": labels[i % 3],
-             "choices": labels, "gold": i % 3}
-            for i, text in enumerate(sentences(count, seed=2))]  # fmt: skip
-
-
-def exam_rows(count):
-    return [{"id": f"e{i}", "query": text, "answer": str(i), "choices": [], "gold": -1,
-             "solution": f"Step 1: a = {i}. Answer: {i}"}
-            for i, text in enumerate(sentences(count, seed=3))]  # fmt: skip
-
-
-@pytest.fixture(scope="module", params=["llama3", "chatml"])
-def folder(request, tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp(request.param) / "ck", request.param)
-
-
-@pytest.fixture(scope="module")
-def simple(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("plain") / "ck")
-
-
-@pytest.fixture(scope="module")
-def rows_dir(tmp_path_factory):
-    out = tmp_path_factory.mktemp("rows")
-    write_rows(out / "arc.jsonl", arc_rows(30))
-    write_rows(out / "fpb.jsonl", label_rows(24))
-    write_rows(out / "reasoning.jsonl", exam_rows(8))
-    return out
-
-
-def config(folder, rows_dir, out, **changes):
-    settings = {"tasks": "arc,fpb,reasoning", "max_new_tokens": 8, "device": "cpu"} | changes
-    return Config(init_from=str(folder), data=str(rows_dir), out_dir=str(out), **settings)
-
-
-def run(*args, **changes):
-    cfg = config(*args, **changes)
-    evaluate.main(cfg)
-    return results.read_result(cfg.out_dir)["tasks"]
-
-
-def loglikelihood(model, ids, n):
-    """Log-prob of the last n of ids, one plain forward over all of them."""
-    ids = torch.tensor(ids)
-    cu_seqlens = torch.tensor([0, len(ids) - 1], dtype=torch.int32)
-    logits = model(ids[:-1], torch.arange(len(ids) - 1), cu_seqlens)
-    logprobs = logits.double().log_softmax(-1).gather(1, ids[1:, None])[:, 0]
-    return logprobs[-n:].sum().item()
-
-
-# Log-likelihoods
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("chat", [True, False])
-def test_log_likelihoods_equal_scoring_each_choice_alone(folder, rows_dir, tmp_path, chat):
-    run(folder, rows_dir, tmp_path, tasks="arc", chat_template=chat, batch_tokens=300)
-    tokenizer, model = Tokenizer(folder), Llama.from_pretrained(folder).eval()
-    head = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    for sample in results.read_samples(tmp_path, "arc").values():
-        row = sample["doc"]
-        for choice, [[got, _]] in zip(row["choices"], sample["resps"], strict=True):
-            if chat:
-                context = tokenizer.prompt(row["query"])
-                ids = context + tokenizer.encode(choice)
-                # the white space that ends the header is scored with the choice
-                space = "\n\n" if tokenizer.template == "llama3" else "\n"
-                n = len(ids) - len(context) + len(tokenizer.encode(space))
-            else:
-                ids = head + tokenizer.encode(f"{row['query']} {choice}")
-                n = len(ids) - len(head + tokenizer.encode(row["query"]))
-            assert got == pytest.approx(loglikelihood(model, ids, n), abs=1e-4)
-
-
-def test_trailing_spaces_of_the_context_move_to_the_choice(folder):
-    tokenizer, task = Tokenizer(folder), TASKS["arc"]
-    row = {"id": "0", "query": "the cost  \n", "choices": ["good", "bad"]}
-    cfg = Config(chat_template=False)
-    context, choices = ask.encode_choices(tokenizer, cfg, task, row)
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    assert context == bos + tokenizer.encode("the cost")
-    assert tokenizer.decode(choices[0]) == "  \n good"
-    joint = tokenizer.encode("the cost  \n good")
-    assert choices[0] == joint[len(tokenizer.encode("the cost")) :]
-
-
-def test_one_bos_or_none(folder):
-    tokenizer, row = Tokenizer(folder), {"id": "0", "query": "the cost", "choices": ["a", "b"]}
-    for chat in (True, False):
-        cfg = Config(chat_template=chat, system="be good")
-        for ids in (ask.encode_prompt(tokenizer, cfg, TASKS["arc"], row),
-                    ask.encode_choices(tokenizer, cfg, TASKS["arc"], row)[0]):  # fmt: skip
-            assert "be good" in tokenizer.decode(ids)
-            if tokenizer.bos_id is not None:
-                assert ids[0] == tokenizer.bos_id and ids.count(tokenizer.bos_id) == 1
-
-
-def test_a_long_context_is_cut_from_the_left_per_choice():
-    context, choices = list(range(100, 120)), [[1, 2], [3, 4, 5]]
-    whole = ask.choice_families(context, choices, 64)
-    assert len(whole) == 1 and len(whole[0]) == 3  # a parent and two children
-    cut = ask.choice_families(context, choices, 10)
-    assert len(cut) == 2
-    for family, choice in zip(cut, choices, strict=True):
-        assert family[0].input_ids.tolist() == (context + choice)[-11:-1]
-        assert family[0].labels[-len(choice) :].tolist() == choice
-        assert (family[0].labels[: -len(choice)] == -100).all()
-    with pytest.raises(UserError, match="exceeds the model's context of 2"):
-        ask.choice_families(context, choices, 2)
-
-
-def test_a_context_of_one_token_is_scored_too():
-    families = ask.choice_families([7], [[1, 2], [3]], 64)
-    assert [family[0].input_ids.tolist() for family in families] == [[7, 1], [7]]
 
 
 # Runs
@@ -205,8 +75,9 @@ def test_limit_is_a_fixed_sample(folder, rows_dir, tmp_path):
 
 def test_a_prompt_beyond_the_context_is_cut_and_counted(tmp_path):
     folder = write_checkpoint(tmp_path / "ck", max_position_embeddings=64)
-    long = {"id": "x", "query": " ".join(WORDS * 6), "answer": "good", "choices": ["good", "bad"]}
-    write_rows(tmp_path / "fpb.jsonl", [long | {"gold": 0}])
+    long = {"id": "x", "query": " ".join(WORDS * 6), "answer": "positive"}
+    long |= {"choices": list(TASKS["fpb"].labels), "gold": 0}
+    write_rows(tmp_path / "fpb.jsonl", [long])
     for mode in ("generate", "loglikelihood"):
         found = run(folder, tmp_path, tmp_path / mode, tasks="fpb", mode=mode)
         assert found["fpb"]["truncated"] == 1
@@ -228,61 +99,6 @@ def test_missing_answers_are_warned_about(folder, rows_dir, tmp_path, capsys):
     assert "warning: reasoning: no answer found in 100.0%" in capsys.readouterr().out
 
 
-# Comparing
-
-
-def other_checkpoint(folder, path):
-    template = "chatml" if "chatml" in str(folder) else "llama3"
-    return write_checkpoint(path, template, seed=5)
-
-
-def test_compare_pairs_the_same_rows(folder, rows_dir, tmp_path, capsys):
-    a = run(folder, rows_dir, tmp_path / "a")
-    b = run(other_checkpoint(folder, tmp_path / "ck"), rows_dir, tmp_path / "b")
-    capsys.readouterr()
-    results.compare(tmp_path / "a", tmp_path / "b")
-    shown = capsys.readouterr().out
-    for name in a:
-        found, scores, draws = results.difference(tmp_path / "a", tmp_path / "b", name)
-        assert scores == pytest.approx([a[name]["score"], b[name]["score"]], abs=1e-3)
-        assert found["difference"] == pytest.approx(scores[1] - scores[0], abs=1e-3)
-        assert found["low"] <= found["difference"] <= found["high"] and len(draws) == 1000
-        assert re.search(rf"^{name} .*{found['difference']:+.1f}".replace("+", r"\+"), shown, re.M)
-    assert "mean of the tasks" in shown
-
-
-def test_a_result_compared_with_itself_differs_by_nothing(folder, rows_dir, tmp_path):
-    run(folder, rows_dir, tmp_path, tasks="arc")
-    found = results.difference(tmp_path, tmp_path, "arc")[0]
-    assert found == {"difference": 0, "low": 0, "high": 0, "n": 30}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"chat_template": False},
-        {"system": "be brief"},
-        {"mode": "loglikelihood"},
-        {"max_new_tokens": 4},  # the prompts are the same, the room for the reply is not
-    ],
-)
-def test_compare_refuses_rows_asked_in_another_way(folder, rows_dir, tmp_path, change):
-    run(folder, rows_dir, tmp_path / "a", tasks="fpb")
-    run(folder, rows_dir, tmp_path / "b", tasks="fpb", **change)
-    with pytest.raises(UserError, match="cannot be compared"):
-        results.compare(tmp_path / "a", tmp_path / "b")
-
-
-def test_compare_refuses_other_questions_under_the_same_id(folder, rows_dir, tmp_path):
-    run(folder, rows_dir, tmp_path / "a", tasks="fpb")
-    rows = label_rows(24)
-    rows[3]["query"] += " now"
-    write_rows(tmp_path / "fpb.jsonl", rows)
-    run(folder, tmp_path, tmp_path / "b", tasks="fpb")
-    with pytest.raises(UserError, match="prompt_hash of row l3"):
-        results.compare(tmp_path / "a", tmp_path / "b")
-
-
 # Bad input
 
 
@@ -290,10 +106,15 @@ def test_compare_refuses_other_questions_under_the_same_id(folder, rows_dir, tmp
     "change, message",
     [
         ({"tasks": "fbp"}, "did you mean fpb?"),
-        ({"tasks": "fomc"}, r"no .*fomc\.jsonl\. Get gtfintechlab/fomc"),
+        ({"tasks": "fomc"}, r"no .*fomc\.jsonl\. Get lab-manual-split"),
         ({"tasks": ","}, "is empty"),
-        ({"mode": "guess"}, "must be loglikelihood or generate"),
-        ({"tasks": "reasoning", "mode": "loglikelihood"}, "choices: some rows have none"),
+        ({"mode": "guess"}, "--mode must be one of"),
+        ({"tasks": "reasoning", "mode": "loglikelihood"}, "reasoning: it has no choices"),
+        ({"style": "fast"}, "--style must be one of"),
+        ({"scorer": "mine"}, "--scorer must be one of"),
+        ({"fewshot": -1}, "--fewshot must be 0 or more"),
+        ({"tasks": "fpb", "fewshot": 1}, r"no .*fpb_shots\.jsonl; evaluate.py prepare makes it"),
+        ({"tasks": "fpb", "fewshot": 1, "style": "cot"}, "its examples hold no reasoning"),
         ({"limit": -5}, "--limit must be 0 or more, not -5"),
         ({"max_new_tokens": -1}, "--max_new_tokens must be 0 or more"),
         ({"batch_tokens": 0}, "--batch_tokens must be above 0"),
@@ -360,9 +181,9 @@ def test_the_command_line_runs_and_compares_and_fails_in_one_line(simple, rows_d
     done = command("--init_from", simple, "--data", rows_dir, "--tasks", "fpb", "--device", "cpu",
                    "--max_new_tokens", "4", "--out_dir", tmp_path)  # fmt: skip
     assert done.returncode == 0 and "fpb" in done.stdout, done.stderr
-    same = command("--compare", tmp_path, tmp_path)
+    same = command("compare", tmp_path, tmp_path)
     assert same.returncode == 0 and "+0.0" in same.stdout
-    alone = command("--compare", tmp_path)
+    alone = command("compare", tmp_path)
     assert alone.returncode == 1 and alone.stderr.startswith("error: usage")
 
 

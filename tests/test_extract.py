@@ -1,5 +1,7 @@
 """extract.py: what a reply says, and the traps of other scorers (PIXIU's 'no' in 'know')."""
 
+import time
+
 import pytest
 
 import extract
@@ -22,6 +24,9 @@ LABELS = ["positive", "negative", "neutral"]
         ("Yes, there is no doubt", "yes"),  # both occur: the reply opens with one
         ("there is no doubt. Answer: yes", "yes"),
         ("It could be yes or no", None),
+        ("yes or no", None),
+        ("yes/no", None),
+        ("Yes, no doubt", "yes"),
     ],
 )
 def test_labels_are_whole_words(reply, label):
@@ -64,6 +69,7 @@ def test_a_conclusion_decides_between_several_labels():
     reply = "Profit rose (positive) but debt too (negative). The sentiment is **neutral**."
     assert extract.extract_label(reply, LABELS) == "neutral"
     assert extract.extract_label("positive, negative or neutral: hard to say", LABELS[1:]) is None
+    assert extract.extract_label("positive, negative or neutral: hard to say", LABELS) is None
 
 
 def test_strict_label_wants_nothing_but_the_label():
@@ -99,12 +105,51 @@ def test_strict_label_wants_nothing_but_the_label():
         ("B", None, "B"),
         ("B. The price falls", None, "B"),
         ("Selection: [[D]]", None, None),
+        ('{"answer": "B"}', None, "B"),
+        ("**Answer**: C", None, "C"),
+        ("Answer:\n\n(C)", None, "C"),
+        ("The answer is not A", None, None),
+        (r"Thus $\boxed{B}$", None, "B"),
+        ("B\n\nA falls", None, "B"),
+        ("Réponse : Á", None, None),
         ("", None, None),
     ],
 )
 def test_letters_need_a_selection(reply, strict, flexible):
-    assert extract.strict_letter(reply, "ABC") == strict
+    assert extract.strict_label(extract.selection(reply) or "", "ABC") == strict
     assert extract.extract_letter(reply, "ABC") == flexible
+
+
+def test_brackets_are_read_on_one_line_and_the_last_selection_counts():
+    reply = "Selection: [[A]] [[x [[ b ]] [[\n]] Selection:[[C. bond]] then [[1]] ]] [[ [] ]]"
+    assert extract.bracketed(reply) == ["A", "b", "C. bond", "1", "[]"]
+    assert extract.selection(reply) == "C. bond"
+    assert extract.selection("[[A]]") is None and extract.bracketed("[[[[") == []
+
+
+def test_a_denial_or_conclusion_far_before_a_label_does_not_reach_it():
+    assert extract.extract_label("not " + "x " * 200 + "good", ["good", "bad"]) == "good"
+    far = "good, bad. The label is " + "x " * 200 + "bad"
+    assert extract.extract_label(far, ["good", "bad"]) == "good"  # it opens the reply
+
+
+LONG = ["good ", "not good ", "no ", "not ", "answer ", "answer is ", "option A ", " ", "\n", "[[",
+        "[[A ", "( ", "*", "#### a  ", "\\boxed{", "1", "step 1: ", "rated x y z "]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", LONG)
+def test_long_replies_are_read_in_linear_time(piece):
+    start = time.process_time()
+    for reply in (
+        piece * (100_000 // len(piece)),
+        f"answer {piece * 20_000} x",
+        f"[[{piece}" * 9999,
+    ):
+        extract.extract_label(reply, ["good", "bad"])
+        extract.extract_label(reply, ["no", "yes"])
+        extract.extract_letter(reply, "ABC")
+        extract.selection(reply), extract.final_answer(reply), extract.exam_steps(reply)
+    assert time.process_time() - start < 10  # quadratic: minutes
 
 
 # Texts

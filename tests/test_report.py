@@ -6,10 +6,10 @@ import re
 import pytest
 from tiny import write_rows
 
+import answers
 import ask
 import evaluate
 import report
-from answers import judge_reply
 from config import UserError
 from results import difference
 from tasks import TASKS
@@ -43,13 +43,14 @@ def write_evaluation(folder, skill, init_from, n=40):
             reply = row.get("solution", row["answer"]) if i < right else "Step 1: no. Answer: 0"
             if name == "reasoning" and i == 0:
                 reply = reply.replace("Step 1: a =", "Step 1: b =")  # right by a wrong step
-            prediction, values = judge_reply(TASKS[name], row, reply)
-            made = ask.sample(
-                row, [[row["query"]]], [[reply]], [prediction], prediction, values
-            )
+            prediction, _, values = answers.judge_reply(TASKS[name], row, reply, TASKS[name].style)
+            made = ask.sample(row, [[row["query"]]], [[reply]], [prediction], prediction, values)
             samples.append(made | {"truncated": False, "finish": "stop"})
         asked = {"mode": "generate", "bos": 1}
-        result["tasks"][name] = evaluate.summary(name, samples) | {"asked": asked, "metric": "acc"}
+        result["tasks"][name] = evaluate.summary(name, samples, answers) | {
+            "asked": asked,
+            "metric": "acc",
+        }
         write_rows(folder / f"samples_{name}.jsonl", samples)
     (folder / "results.json").write_text(json.dumps(result))
 

@@ -13,9 +13,9 @@ from tiny import sentences, write_checkpoint, write_rows
 
 import logs
 import reward
+from checkpoint import sha_of_weights
 from config import UserError
 from jsonl import sha
-from solutions import sha_of_weights
 from tokenizer import Tokenizer
 
 

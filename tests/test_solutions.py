@@ -13,6 +13,7 @@ import torch
 from judging import completion, rows_of, serving, trajectory, url
 from tiny import sentences, write_checkpoint, write_rows
 
+import checkpoint
 import reward
 import solutions
 from config import UserError
@@ -179,7 +180,7 @@ def test_a_server_can_sample_instead(sampling, sampler, policy):
     assert len(found) == len(sampler.seen) == 21
     row = found["p3/2"]
     assert row["logprobs"] == [-0.5, -0.25] and row["sampler"] == "http:policy"
-    assert row["policy_sha"] == solutions.sha_of_weights(policy)
+    assert row["policy_sha"] == checkpoint.sha_of_weights(policy)
     assert row["correct"] == (final_answer(row["text"]) == "4")
     bodies = [body for _, _, body in sampler.seen]
     assert len({body["seed"] for body in bodies}) == 21
