@@ -50,7 +50,7 @@ from tasks import FINEVAL, TASKS, WORLD
 from tokenizer import Tokenizer
 
 MISSING_WARN = 10.0  # points of replies without an answer above which a score says little
-COT_TOKENS = 512  # room to reason in, where a task is asked otherwise than it usually is
+COT_TOKENS, DIRECT_TOKENS = 512, 64  # room for a reply where --style says how a task is asked
 SCORERS = {"own": answers, "pixiu": pixiu}
 
 
@@ -111,7 +111,7 @@ def way_of(cfg, task):
     mode, style, tokens = cfg.mode or task.mode, task.style, task.max_new_tokens
     if cfg.style and reasoning(task):
         style = cfg.style
-        tokens = max(tokens, COT_TOKENS) if style == "cot" else tokens
+        tokens = max(tokens, COT_TOKENS) if style == "cot" else min(tokens, DIRECT_TOKENS)
     if mode == "loglikelihood":
         style, tokens = "direct", 0
     elif cfg.max_new_tokens:

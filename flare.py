@@ -24,8 +24,8 @@ def is_flare(path):
         if form == "lines":  # the first row is enough, and the file may be large
             _, row = next(iter(read_jsonl(path, {})), (0, {}))
         else:
-            row = rows_of(path)[0][1] if form else {}
-    except (UserError, IndexError):
+            _, row = next(iter(rows_of(path) if form else ()), (0, {}))
+    except UserError:
         if form_of(path) == "parquet":
             raise
         return False

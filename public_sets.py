@@ -80,7 +80,8 @@ def prepare_fiqa_sa(source):
                 continue
             gold = {1: 0, -1: 1, 0: 2}[signs.pop()]
             text = entry["sentence"].strip()
-            train.append(choice_row("fiqa_sa", key, labels, gold, text, category=category))
+            number = f"_{category}{key}"  # both files may use a key
+            train.append(choice_row("fiqa_sa", number, labels, gold, text, category=category))
     return test, train, {"sentences with opposite labels for two companies": mixed}
 
 

@@ -110,7 +110,7 @@ def school_question(row, where, label):
     except (KeyError, TypeError):
         raise UserError(f"{where}: choices: needs text and label; get it as published") from None
     check_fields({"question": question}, {"question": str}, where)
-    return question, texts, place(row.get("answerKey"), names)
+    return question, texts, place((row.get("answerKey") or "").strip(), names)
 
 
 def place(answer, names):

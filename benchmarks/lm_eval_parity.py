@@ -97,13 +97,15 @@ def piqa(folder):
 
 
 def hellaswag(folder):
-    """Six lines an item: "activity: context", label, endings."""
-    with bz2.open(folder / "hellaswag_val_full.txt.bz2", "rt", encoding="utf-8") as f:
-        lines = f.read().rstrip("\n").split("\n")
-    for text, label, *endings in zip(*[iter(lines)] * 6, strict=True):
-        activity = text.split(": ")[0]
-        doc = {"activity_label": activity, "endings": endings, "label": label}
-        yield "hellaswag", activity, [re.sub(r"\[.*?\]", "", text) for text in endings], doc
+    """Six lines an item: "activity: context", label, endings. Where the context's second part
+    begins is not told: at a sentence that begins small, since lm-eval capitalises it."""
+    lines = bz2.open(folder / "hellaswag_val_full.txt.bz2", "rt", encoding="utf-8").readlines()
+    for text, label, *endings in zip(*[map(str.rstrip, lines)] * 6, strict=True):
+        activity, context = text.split(": ", 1)
+        first, second = re.fullmatch(r"(.*?)((?<=[.!?] )[a-z][^.!?]*)?", context).groups("")
+        doc = {"activity_label": activity, "ctx_a": first.strip(), "ctx_b": second}
+        plain = [re.sub(r"\[.*?\]", "", ending) for ending in endings]
+        yield "hellaswag", activity, plain, doc | {"endings": endings, "label": label}
 
 
 def mmlu_docs(path):
@@ -136,14 +138,11 @@ def documents(cfg, task, samples):
     for name, asked, choices, doc in READERS[task](Path(cfg.source) / task):
         public[key(doc.get("subject", ""), asked, choices)] = name, doc
     for row in (sample["doc"] for sample in samples):
-        activity, _, context = row["query"].partition(": ")
-        asked = activity if task == "hellaswag" else row["query"]
+        asked = row["query"].split(": ")[0] if task == "hellaswag" else row["query"]
         at = key(row.get("subject", ""), asked, row["choices"])
         if at not in public:
             sys.exit(f"error: {task}: {row['id']} is not in {cfg.source}/{task}")
         name, doc = public[at]
-        if task == "hellaswag":  # the file does not say where ctx_b begins, which is capitalised
-            doc = doc | {"ctx_a": context, "ctx_b": ""}
         found.setdefault(name, []).append(doc | {"row": row["id"]})
     return found
 
@@ -232,20 +231,16 @@ def item(our, their, chat):
     }
 
 
-def figures(items, samples):
-    found = {"items": len(items), "difference": max(one["difference"] for one, _ in items),
-             "default": max(two["difference"] for _, two in items)}  # fmt: skip
-    for name in ("other_choice", "other_per_char", "other_text"):
-        found[name] = sum(one[name] or two[name] for one, two in items) / len(items)
-    return found | {"acc": sum(sample["acc"] for sample in samples) / len(samples)}
-
-
 def compare(samples, runs, chat):
     """{task: figures}, and of all; runs: lm-eval's samples with the softmax in fp64, by default."""
     result = {}
     for task, mine in (samples | {"all": sum(samples.values(), [])}).items():
         items = [[item(one, run[one["doc"]["id"]], chat) for run in runs] for one in mine]
-        result[task] = figures(items, mine)
+        exact, default = (max(one["difference"] for one in run) for run in zip(*items, strict=True))
+        result[task] = {"items": len(items), "difference": exact, "default": default}
+        for name in ("other_choice", "other_per_char", "other_text"):
+            result[task][name] = sum(one[name] or two[name] for one, two in items) / len(items)
+        result[task]["acc"] = sum(sample["acc"] for sample in mine) / len(items)
     show(result)
     return result
 
@@ -258,9 +253,8 @@ def show(rows):
         print(f"{name:<12}" + "".join(f"{row[k]:>16.3g}" for k in heads), flush=True)
 
 
-def speed(cfg, folder, tasks, names, first, flags):
-    """Times of both and their ratio. first: (ours, {batch size: lm-eval's}) of the runs so far."""
-    our, sweep = first
+def speed(cfg, folder, tasks, names, our, sweep, flags):
+    """Times of both and their ratio; of our, and of sweep {batch size: ..}, some are there."""
     start, _ = ours(cfg, folder / "start", tasks, 1, *flags)
     for size in cfg.batch_sizes.split(","):
         if size not in sweep:
@@ -268,27 +262,25 @@ def speed(cfg, folder, tasks, names, first, flags):
     best = min(sweep, key=lambda size: sweep[size]["seconds"])
     again, _ = theirs(cfg, folder, names, best)
     last, _ = ours(cfg, folder / "last", tasks, cfg.limit, *flags)
-    last["scoring"] = (our["seconds"] + last["seconds"]) / 2 - start["seconds"]
-    our["scoring"] = last["scoring"]
-    both = {"ours": (our, last), "lm_eval": (sweep[best], again)}
-    result = {side: {k: (one[k] + two[k]) / 2 for k in two} for side, (one, two) in both.items()}
-    result["ratio"] = {k: result["ours"][k] / v for k, v in result["lm_eval"].items()}
+    for one in (our, last):
+        one["scoring"] = one["seconds"] - start["seconds"]
+    both = {"ours": (our, last), f"batch {best}": (sweep[best], again)}
+    result = {side: {k: (one[k] + two[k]) / 2 for k in one} for side, (one, two) in both.items()}
+    mine, other = result.values()
+    result["ratio"] = {k: mine[k] / other[k] for k in mine}
     show(result)
-    print(f"lm-eval's batch size: {best}")
-    visits = {"ours": [our, last], "start": start, "lm_eval": sweep, "again": again}
-    return result | {"batch_size": best, "visits": visits}
+    return result | {"visits": {"ours": [our, last, start], "lm_eval": [*sweep.items(), again]}}
 
 
 def main(cfg):
     tasks = cfg.tasks.split(",")
     result, bad = {"lm_eval": version("lm_eval"), "fewshot": cfg.fewshot}, []
-    plain, chat = ("--chat_template=false",), ("--chat_template=true",)
+    plain, shots = "--chat_template=false", cfg.fewshot
     parts = {  # name: our tasks, items of each, flags of ours, flags of lm-eval
-        "plain": (tasks, cfg.limit, plain, ()),
-        "chat": (tasks, cfg.chat_limit, chat, ("--apply_chat_template",)),
-        "shots": (["mmlu"], cfg.shot_limit, (*plain, "--fewshot", cfg.fewshot),
-                  ("--num_fewshot", cfg.fewshot)),
-    }  # fmt: skip
+        "plain": (tasks, cfg.limit, [plain], []),
+        "chat": (tasks, cfg.chat_limit, ["--chat_template=true"], ["--apply_chat_template"]),
+        "shots": (["mmlu"], cfg.shot_limit, [plain, "--fewshot", shots], ["--num_fewshot", shots]),
+    }
     size = cfg.batch_sizes.split(",")[0]
     for name, (chosen, limit, flags, their_flags) in parts.items():
         if not limit or not {*chosen} <= {*tasks}:
@@ -306,7 +298,7 @@ def main(cfg):
             result[name] = compare(samples, (exact, default), name == "chat")
             measured = result[name]["all"]
             if name == "plain":
-                result["time"] = speed(cfg, folder, tasks, names, (first, {size: times}), flags)
+                result["time"] = speed(cfg, folder, tasks, names, first, {size: times}, flags)
                 measured = measured | result["time"]["ratio"]
         bad += [f"{name}: {k} {measured[k]:.2g}, beyond {v}" for k, v in LIMITS.items()
                 if k in measured and not measured[k] <= v]  # fmt: skip

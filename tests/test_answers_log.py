@@ -8,7 +8,7 @@ import pytest
 from evaluating import CHAT, config, label_rows, run
 from judging import completion, serving, url
 from test_evaluate import command
-from tiny import write_checkpoint, write_rows
+from tiny import sentences, write_checkpoint, write_rows
 
 import ask
 import evaluate
@@ -136,6 +136,28 @@ def test_what_other_ranks_left_after_a_kill_is_taken_over(simple, rows_dir, tmp_
     assert counted["reply"] == 4 and not (tmp_path / "answers.rank1.jsonl").exists()
 
 
+def test_a_row_whose_options_are_scored_apart_is_logged_when_all_are(simple, tmp_path, counted):
+    rows = [{"id": f"w{i}", "query": f"{text} _ is good", "text": f"{text} _ is good",
+             "answer": "bond", "choices": ["share", "bond"], "gold": 1}
+            for i, text in enumerate(sentences(6))]  # fmt: skip
+    write_rows(tmp_path / "winogrande.jsonl", rows)
+    one = run(simple, tmp_path, tmp_path / "a", tasks="winogrande", batch_tokens=8)
+    assert counted["choices"] == 12 and len(log_of(tmp_path / "a")) == 6
+    assert one == run(simple, tmp_path, tmp_path / "b", tasks="winogrande")
+
+
+def test_a_plain_reply_ends_with_a_blank_line(simple, rows_dir, tmp_path, monkeypatch):
+    def says_more(asker, jobs, new_tokens, title):
+        for key in jobs:
+            asker.add({"id": key, "text": "positive\n\nText: more\nnegative", "finish": "stop"})
+
+    monkeypatch.setattr(ask, "local_replies", says_more)
+    run(simple, rows_dir, tmp_path, tasks="fpb", chat_template=False)
+    assert {s["resps"][0][0] for s in results.read_samples(tmp_path, "fpb").values()} == {
+        "positive"
+    }
+
+
 # Conversations
 
 
@@ -157,6 +179,22 @@ def test_a_sampled_chat_is_the_same_in_any_batch(simple, tmp_path):
         run(simple, tmp_path, tmp_path / out, tasks="mt_bench", slots=slots)
     one, two = (results.read_samples(tmp_path / out, "mt_bench") for out in "ab")
     assert [s["resps"] for s in one.values()] == [s["resps"] for s in two.values()]
+
+
+def test_a_sampled_chat_is_the_same_in_any_order_of_rows(simple, tmp_path):
+    for out, rows in (("a", CHAT), ("b", CHAT[::-1])):
+        (tmp_path / out).mkdir()
+        write_rows(tmp_path / out / "mt_bench.jsonl", rows)
+        run(simple, tmp_path / out, tmp_path / out, tasks="mt_bench")
+    one, two = (results.read_samples(tmp_path / out, "mt_bench") for out in "ab")
+    assert {k: s["resps"] for k, s in one.items()} == {k: s["resps"] for k, s in two.items()}
+
+
+def test_another_temperature_is_another_question(simple, tmp_path, counted):
+    for category in ("writing", "math", "stem"):
+        write_rows(tmp_path / "mt_bench.jsonl", [CHAT[0] | {"category": category}])
+        run(simple, tmp_path, tmp_path / "out", tasks="mt_bench")
+    assert counted["reply"] == 6
 
 
 def test_two_checkpoints_are_paired_on_a_chat_though_their_second_prompts_differ(simple, tmp_path):
@@ -218,6 +256,35 @@ def test_a_reply_cut_off_is_counted(rows_dir, tmp_path):
     with serving(says("positive", "length")) as server:
         found = served(server, rows_dir, tmp_path, tasks="fpb")
     assert found["fpb"]["finish_length"] == 24
+
+
+def test_a_first_reply_cut_off_counts_though_the_second_is_whole(tmp_path):
+    def says_less(number, body, good):
+        return completion("one", "stop" if len(body["messages"]) > 1 else "length")
+
+    write_rows(tmp_path / "mt_bench.jsonl", CHAT)
+    with serving(says_less) as server:
+        assert (
+            served(server, tmp_path, tmp_path, tasks="mt_bench")["mt_bench"]["finish_length"] == 2
+        )
+
+
+def test_a_chain_of_thought_is_read_as_one(rows_dir, tmp_path):
+    reply = "At first sight positive, but no. Selection: [[negative]]"
+    with serving(says(reply)) as server:
+        served(server, rows_dir, tmp_path, tasks="fpb", style="cot")
+    samples = list(results.read_samples(tmp_path, "fpb").values())
+    assert {(s["strict"], s["prediction"]) for s in samples} == {("negative", "negative")}
+    assert "Selection: [[X]]" in samples[0]["arguments"][0][0]
+
+
+def test_nul_in_a_reply_leaves_a_log_that_can_be_read(rows_dir, tmp_path):
+    with serving(says("posi\0tive")) as server:
+        for _ in range(2):
+            served(server, rows_dir, tmp_path, tasks="fpb")
+    assert next(iter(results.read_samples(tmp_path, "fpb").values()))["resps"] == [
+        ["posi\ufffdtive"]
+    ]
 
 
 @pytest.mark.parametrize(
