@@ -45,7 +45,9 @@ def read_reply(task, row, reply, style):
 
 def read_choice(task, row, reply, style):
     """(strict, flexible) choice. Strict: the whole reply, or of a chain of thought what its last
-    `Selection: [[X]]` holds. Flexible: the last [[X]] that names one, else the reply's words."""
+    `Selection: [[X]]` holds. Flexible: the first line of a direct reply, if it is one (the rest
+    may be a next question that the model makes up); the last [[X]] that names one; else its words.
+    """
     choices = row["choices"]
     if task.answer == "label":
         names, read = choices, extract.extract_label
@@ -53,7 +55,8 @@ def read_choice(task, row, reply, style):
         names, read = LETTERS[: len(choices)], extract.extract_letter
     asked = extract.selection(reply) if style == "cot" else reply
     strict = extract.strict_label(asked or "", names)
-    flexible = read_marked(reply, names, read) or strict
+    at_once = first_line(reply, names) if style == "direct" else None
+    flexible = at_once or read_marked(reply, names, read) or strict
     if task.answer in ("text", "blank"):
         texts = {None: None} | dict(zip(names, choices, strict=False))
         # A reply that is an option's text names it too
@@ -62,6 +65,13 @@ def read_choice(task, row, reply, style):
         texts = {None: None} | {choice.upper(): choice for choice in choices}
         return texts.get(strict), texts.get(flexible)
     return strict, flexible
+
+
+def first_line(reply, names):
+    """The name that the first line is, unless one of the next lines is another one."""
+    lines = reply.strip().split("\n", 10)[:10]
+    found = [extract.strict_label(line, names) for line in lines]
+    return found[0] if len({*found} - {None}) == 1 else None
 
 
 def read_marked(reply, names, read):

@@ -1,32 +1,18 @@
-"""Tables, prices, filings and chats -> evaluation rows: the sets whose prompt has to be built.
+"""Tables about borrowers, cards and companies put into words -> rows.
 
-    prepare_SET(source) -> (test rows, training rows, {reason: rows left out})
-
-One function per set, as in public_sets.py. FLARE rows of the same sets need none of these:
-prepare.py takes them as they are. Where a source holds more rows than FinEval lists, those with the
-smallest hashes are the test half, so that the choice depends on the rows alone.
+The words are those of the published FLARE rows (CALM, arXiv 2310.00566), so that few-shot examples
+and training rows read like the test rows. Where a source holds more rows than FinEval lists, those
+with the smallest hashes are the test half.
 """
 
-import csv
 import hashlib
-from collections import defaultdict
 
+from choice_sets import label_row
 from config import UserError
-from jsonl import read_jsonl
-from paper import PAPER
-from sources import find, open_text, read_arff, read_json
-from tasks import TASKS
+from jsonl import check_fields
+from sources import Found, csv_rows, find, read_arff, read_records, rows_of
 
-DAYS = 10  # of prices that a stock question shows
-TWEETS = 10  # at most, the latest first
-PRICES = ["ticker", "date", "open_norm", "high_norm", "low_norm", "close_norm", "movement_pct"]
-
-
-def label_row(name, key, text, answer, **parts):
-    """A FLARE row of a task with fixed labels."""
-    labels = TASKS[name].labels
-    return {"id": key, "query": TASKS[name].prompt.format(text=text, **parts), "answer": answer,
-            "text": text, "choices": list(labels), "gold": labels.index(answer)}  # fmt: skip
+LENDINGCLUB_TEST, POLISH_TEST = 2690, 1740  # as many as the paper lists; which ones is unknown
 
 
 def attributes(pairs):
@@ -35,57 +21,142 @@ def attributes(pairs):
     return f"The client has attributes: {', '.join(shown)}."
 
 
-def halves(name, rows):
-    """(the rows with the smallest hashes, as many as the paper lists; the others)."""
+def fixed_sample(found, rows, size):
+    """The rows with the smallest hashes are tested, the others left for training: the choice
+    depends on the rows alone, neither on their order nor on a random generator."""
     rows.sort(key=lambda row: hashlib.sha256(row["text"].encode()).hexdigest())
-    size = PAPER[name].n
-    return rows[:size], rows[size:], {}
+    found.test, found.train = rows[:size], rows[size:]
+    if found.train:
+        found.note = (f"of {len(rows)} rows a fixed sample of {size}, the smallest hashes, is the "
+                      "test half: FinEval's own split is not published")  # fmt: skip
+    return found
 
 
-def table(path, needed):
-    """(line, {column: value}) of a csv file whose first line names the columns."""
-    with open_text(path) as f:
-        reader = csv.DictReader(f)
-        header = reader.fieldnames or []
-        if missing := [name for name in needed if name not in header]:
-            raise UserError(f"{path}:1: {missing[0]}: no such column; it has "
-                            f"{', '.join(header[:8])}")  # fmt: skip
-        for row in reader:
-            if None in row or None in row.values():
-                raise UserError(f"{path}:{reader.line_num}: not {len(header)} columns")
-            yield reader.line_num, row
+# Australian: symbols -------------------------------------------------------------------------
 
 
-# Credit and bankruptcy -------------------------------------------------------------------------
+def australian_row(where, record):
+    """{"A1" .. "A14", "answer"}: the split that CALM documents."""
+    names = [f"A{k}" for k in range(1, 15)]
+    check_fields(record, {"answer": str} | dict.fromkeys(names, (int, float, str)), where)
+    text = attributes((name, record[name]) for name in names)
+    return label_row("australian", where, text, record["answer"])
 
 
-def prepare_australian(source):
-    """jsonl rows {"A1" .. "A14", "answer"}: the split that CALM documents."""
-    found = []
-    for half in ("test", "train"):
-        rows, path = [], find(source, f"*{half}*.jsonl")
-        for line, row in read_jsonl(path, {"answer": str}):
-            names = [f"A{k}" for k in range(1, 15)]
-            absent = [key for key in names if key not in row]
-            if absent or row["answer"] not in TASKS["australian"].labels:
-                field = absent[0] if absent else "answer"
-                raise UserError(f"{path}:{line}: {field}: needs A1 to A14 and good or bad")
-            text = attributes((key, row[key]) for key in names)
-            rows.append(label_row("australian", f"australian_{half}{line}", text, row["answer"]))
-        found.append(rows)
-    return *found, {}
+# German and CCFraud: the test rows are published in words, the training rows as codes ------------
+
+GERMAN = (
+    "Status of existing checking account", "Duration in month", "Credit history", "Purpose",
+    "Credit amount", "Savings account or bonds", "Present employment since",
+    "Installment rate in percentage of disposable income", "Personal status and sex",
+    " Other debtors or guarantors", "Present residence since", "Property", "Age in years",
+    "Other installment plans", "Housing", "Number of existing credits at this bank", "Job",
+    "Number of people being liable to provide maintenance for", "Telephone", "foreign worker",
+)  # fmt: skip
+# UCI 144, as the published test rows word them
+GERMAN_CODES = """
+A11 smaller than 0 DM
+A12 bigger than 0 DM but smaller than 200 DM
+A13 bigger than 200 DM OR salary assignments for at least 1 year
+A14 no checking account
+A30 no credits taken or all credits paid back duly
+A31 all credits at this bank paid back duly
+A32 existing credits paid back duly till now
+A33 delay in paying off in the past
+A34 critical account or other credits existing (not at this bank)
+A40 car (new)
+A41 car (used)
+A42 furniture or equipment
+A43 radio or television
+A44 domestic appliances
+A45 repairs
+A46 education
+A47 vacation
+A48 retraining
+A49 business
+A410 others
+A61 smaller than 100 DM
+A62 bigger than 100 smaller than  500 DM
+A63 bigger than 500 smaller than 1000 DM
+A64 bigger than 1000 DM
+A65 unknown or no savings account
+A71 unemployed
+A72 smaller than 1 year
+A73 bigger than 1  smaller than 4 years
+A74 bigger than 4  smaller than 7 years
+A75 bigger than 7 years
+A91 male: divorced or separated
+A92 female: divorced or separated or married
+A93 male and single
+A94 male and married or widowed
+A95 female and single
+A101 none
+A102 co-applicant
+A103 guarantor
+A121 real estate
+A122 building society savings agreement or life insurance
+A123 car or other
+A124 unknown or no property
+A141 bank
+A142 stores
+A143 none
+A151 rent
+A152 own
+A153 for free
+A171 unemployed or unskilled or non-resident
+A172 unskilled or resident
+A173 skilled employee or official
+A174 management or self-employed or highly qualified employee or officer
+A191 none
+A192 yes, registered under the customers name
+A201 yes
+A202 no
+"""
+
+
+def german_row(where, cells):
+    """20 attributes, coded or numbers, then 1 (good) or 2 (bad)."""
+    said = dict(line.split(" ", 1) for line in GERMAN_CODES.strip().split("\n"))
+    if len(cells) != 21:
+        raise UserError(f"{where}: {len(cells)} cells, not 20 attributes and the class")
+    odd = [cell for cell in cells[:-1] if cell not in said and not cell.isdigit()]
+    if odd or cells[-1] not in ("1", "2"):
+        raise UserError(f"{where}: {(odd or cells[-1:])[0]!r} is no code of UCI's German set")
+    states = (f"The state of {name} is {said.get(cell, cell)}. "
+              for name, cell in zip(GERMAN, cells, strict=False))  # fmt: skip
+    return label_row("german", where, f"'{''.join(states)}'", ("good", "bad")[int(cells[-1]) - 1])
+
+
+def ccfraud_row(where, cells):
+    """Gender, state, cards, balance, two numbers of transactions, limit, then 0 (good) or 1."""
+    if len(cells) != 8 or not all(cell.isdigit() for cell in cells) or cells[-1] not in "01":
+        raise UserError(f"{where}: needs 8 numbers, the last one 0 or 1")
+    names = ("the state number", "the number of cards", "the credit balance",
+             "the number of transactions", "the number of international transactions",
+             "the credit limit")  # fmt: skip
+    states = (f"{name} is {cell}" for name, cell in zip(names, cells[1:-1], strict=True))
+    # The published rows call every client a female, whatever the code
+    text = f"'The client is a female, {', '.join(states)}.'"
+    return label_row("cra_ccfraud", where, text, ("good", "bad")[int(cells[-1])])
+
+
+# LendingClub and Polish: other columns or another split than FinEval's ---------------------------
 
 
 def prepare_lendingclub(source):
     """csv with a header, the label (good, bad) in its last column, Class."""
-    path, rows = find(source, "lending_club.csv", "*.csv"), []
-    for line, row in table(path, ["Class"]):
-        if row["Class"] not in TASKS["lendingclub"].labels:
-            raise UserError(f"{path}:{line}: Class: {row['Class']!r} is not good or bad")
-        named = ((key.replace("_", " "), v) for key, v in row.items() if key != "Class")
-        text = attributes(named)
-        rows.append(label_row("lendingclub", f"lendingclub{line}", text, row["Class"]))
-    return halves("lendingclub", rows)
+    path, found = find(source, "lending_club.csv", "*.csv"), Found([])
+
+    def row(where, record):
+        check_fields(record, {"Class": str}, where)
+        named = ((key.replace("_", " "), v) for key, v in record.items() if key != "Class")
+        return label_row("lendingclub", where, attributes(named), record["Class"])
+
+    records = read_records(path)
+    if records and "Class" not in records[0][1]:
+        raise UserError(f"{path}:1: Class: no such column; it has "
+                        f"{', '.join(list(records[0][1])[:8])}")  # fmt: skip
+    return fixed_sample(found, rows_of(records, row, found.left_out), LENDINGCLUB_TEST)
 
 
 # UCI 365, Attr1 to Attr64
@@ -122,135 +193,26 @@ sales; sales / short-term liabilities; sales / fixed assets
 def prepare_polish(source):
     """arff of UCI 365, year 5: Attr1 to Attr64, then class 0 or 1; `?` is unknown."""
     names = [" ".join(name.split()) for name in RATIOS.split(";")]
-    path, rows = find(source, "5year.arff*", "*.arff*"), []
+    path, found = find(source, "5year.arff*", "*.arff*"), Found([])
     columns, records = read_arff(path)
     if len(columns) != len(names) + 1 or columns[-1].lower() != "class":
         raise UserError(f"{path}: needs Attr1 to Attr64 and class, has {len(columns)} columns")
-    for line, values in records:
-        if values[-1] not in ("0", "1"):
-            raise UserError(f"{path}:{line}: class: {values[-1]!r} is not 0 or 1")
-        text = attributes(zip(names, values[:-1], strict=True))
-        answer = TASKS["polish"].labels[int(values[-1])]
-        rows.append(label_row("polish", f"polish{line}", text, answer))
-    return halves("polish", rows)
+
+    def row(where, cells):
+        if cells[-1] not in ("0", "1"):
+            raise UserError(f"{where}: class: {cells[-1]!r} is not 0 or 1")
+        known = (None if cell == "?" else cell for cell in cells[:-1])
+        text = attributes(zip(names, known, strict=True))
+        return label_row("polish", where, text, ("no", "yes")[int(cells[-1])])
+
+    return fixed_sample(found, rows_of(records, row, found.left_out), POLISH_TEST)
 
 
-# Stock movement --------------------------------------------------------------------------------
+MAKERS = {"australian": australian_row}
+# Rows of codes, csv files without a header
+CODED = {"german": german_row, "cra_ccfraud": ccfraud_row}
 
 
-def prepare_sm_acl(source):
-    """stocknet: prices.csv, tweets.jsonl, test_samples.jsonl {"ticker", "date", "label"}.
-
-    Shown are prices and tweets of the days before the one asked about, nothing of that day itself.
-    """
-    prices, tweets = defaultdict(list), defaultdict(list)
-    path = find(source, "prices.csv")
-    for _, row in table(path, PRICES):
-        prices[row["ticker"]].append(row)
-    for _, row in read_jsonl(find(source, "tweets.jsonl"), {"ticker": str, "date": str}):
-        tweets[row["ticker"]].append((row["date"], row.get("tweets") or []))
-    rows, short = [], 0
-    fields = {"ticker": str, "date": str, "label": str}
-    path = find(source, "test_samples.jsonl")
-    for line, sample in read_jsonl(path, fields):
-        ticker, day = sample["ticker"], sample["date"]
-        if sample["label"] not in TASKS["sm_acl"].labels:
-            raise UserError(f"{path}:{line}: label: {sample['label']!r} is not Rise or Fall")
-        before = sorted((r for r in prices[ticker] if r["date"] < day), key=lambda r: r["date"])
-        if len(before) < DAYS:
-            short += 1
-            continue
-        shown = ["date,open,high,low,close,movement"]
-        shown += [",".join(r[key] for key in PRICES[1:]) for r in before[-DAYS:]]
-        said = [f"{date}: {tweet}" for date, texts in sorted(tweets[ticker], reverse=True)
-                for tweet in texts if date < day][:TWEETS]  # fmt: skip
-        text = f"closing price of ${ticker.lower()} at {day}\n" + "\n".join(shown + said)
-        rows.append(label_row("sm_acl", f"sm_acl{line}", text, sample["label"]))
-    return rows, [], {f"with fewer than {DAYS} days of prices before": short}
-
-
-# Filings and chats -----------------------------------------------------------------------------
-
-
-def amount(value, scale):
-    """A gold answer of TAT-QA with its scale, as a reader would write it."""
-    return f"{value}%" if scale == "percent" else f"{value} {scale}".strip()
-
-
-def prepare_tatqa(source):
-    """json list of contexts: a table, paragraphs, questions."""
-    path, rows = find(source, "tatqa_dataset_dev.json", "*.json"), []
-    for number, entry in enumerate(read_json(path, list)):
-        try:
-            grid = "\n".join(" | ".join(cells) for cells in entry["table"]["table"])
-            parts = sorted(entry["paragraphs"], key=lambda part: part["order"])
-            text = "\n".join(part["text"] for part in parts)
-            for question in entry["questions"]:
-                found, scale = question["answer"], question["scale"]
-                answers = [str(a) for a in (found if isinstance(found, list) else [found])]
-                if question["answer_type"] == "multi-span":
-                    shown = "; ".join(answers) + (f" (in {scale})" if scale else "")
-                else:
-                    shown = amount(answers[0], scale)
-                query = TASKS["tatqa"].prompt.format(
-                    table=grid, text=text, question=question["question"].strip()
-                )
-                rows.append({
-                    "id": question["uid"], "query": query, "answer": shown,
-                    "text": f"{grid}\n{text}", "answers": answers, "scale": scale,
-                    "answer_type": question["answer_type"],
-                })  # fmt: skip
-        except (KeyError, TypeError, AttributeError) as e:
-            raise UserError(f"{path}: entry {number}: {e}: not TAT-QA's form") from None
-    return rows, [], {}
-
-
-def prepare_financebench(source):
-    """jsonl {"question", "answer", "evidence": [{"evidence_text"}]}."""
-    path, rows = find(source, "financebench_open_source.jsonl", "*.jsonl"), []
-    fields = {"financebench_id": str, "question": str, "answer": str, "evidence": list}
-    for line, row in read_jsonl(path, fields):
-        texts = [part.get("evidence_text") for part in row["evidence"] if isinstance(part, dict)]
-        if not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{path}:{line}: evidence: needs an evidence_text in each")
-        # Tables out of a pdf: a cell a line, and many lines of blanks between
-        lines = (line.strip() for text in texts for line in text.splitlines())
-        evidence = "\n".join(filter(None, lines))
-        question = row["question"].strip()
-        query = TASKS["financebench"].prompt.format(evidence=evidence, question=question)
-        rows.append({"id": row["financebench_id"], "query": query, "answer": row["answer"],
-                     "text": evidence})  # fmt: skip
-    return rows, [], {}
-
-
-def prepare_mt_bench(source):
-    """jsonl {"question_id", "category", "turns"}, references inside or in gpt-4.jsonl beside it."""
-    path, rows, answers = find(source, "question.jsonl", "*.jsonl"), [], {}
-    beside = [p for p in path.parent.rglob("gpt-4.jsonl") if p != path]
-    if beside:
-        for line, row in read_jsonl(beside[0], {"question_id": int, "choices": list}):
-            try:
-                answers[row["question_id"]] = row["choices"][0]["turns"]
-            except (KeyError, TypeError, IndexError):
-                raise UserError(f"{beside[0]}:{line}: choices: needs turns in its first") from None
-    fields = {"question_id": int, "category": str, "turns": list, "reference?": list}
-    for line, row in read_jsonl(path, fields):
-        turns = row["turns"]
-        if len(turns) != 2 or not all(isinstance(turn, str) and turn.strip() for turn in turns):
-            raise UserError(f"{path}:{line}: turns: needs two texts")
-        references = row.get("reference") or answers.get(row["question_id"])
-        rows.append({"id": f"mt_bench{row['question_id']}", "query": turns[0], "text": turns[0],
-                     "answer": "", "turns": turns, "category": row["category"]}
-                    | ({"references": references} if references else {}))  # fmt: skip
-    return rows, [], {}
-
-
-PREPARE = {
-    "australian": prepare_australian,
-    "lendingclub": prepare_lendingclub,
-    "polish": prepare_polish,
-    "sm_acl": prepare_sm_acl,
-    "tatqa": prepare_tatqa,
-    "financebench": prepare_financebench,
-    "mt_bench": prepare_mt_bench,
-}
+def coded_rows(name, path, left_out):
+    records = [(f"{path}:{line}", cells) for line, cells in csv_rows(path)]
+    return rows_of(records, CODED[name], left_out)

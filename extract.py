@@ -13,10 +13,10 @@ import string
 
 # Labels in a reply ---------------------------------------------------------------------------
 
-# "not good", "does not convey a negative": the label that follows is denied, not given.
+# "not good", "does not convey a negative", "no bad news": the label that follows is denied.
 DENIED = re.compile(
-    r"(?:\b(?:not|never|neither|nor|cannot|rather than)|n['’]t)\s+"
-    r"(?:(?!but\b|only\b|just\b|merely\b)\w+\s+){0,2}[\"'*(]*$",
+    r"(?:\b(?:not|never|neither|nor|cannot|rather than|no longer|hardly|far from)|n['’]t)\s+"
+    r"(?:(?!but\b|only\b|just\b|merely\b)\w+\s+){0,2}[\"'*(]*$|\bno\s+[\"'*(]*$",
     re.I,
 )
 # "the sentiment of this text is", "Answer:", "classified as": the label that follows is concluded.
@@ -109,40 +109,55 @@ def extract_letter(reply, letters):
     """The letter chosen, by the surest sign there is; None if there is none or they contradict.
 
     In this order: the last [[A]] or boxed{A}; the last "answer is (A)"; the options named and not
-    ruled out ("not option C", "option A is wrong"), if it is one; a first line "A" or "A. ..".
-    A bare lower-case "a" is never a choice: nearly every text holds that word.
+    ruled out ("not option C", "option A is wrong"), if it is one; a first line "A" or "A. ..",
+    unless all options are listed. "A or B" is neither. A bare lower-case "a" is never a choice:
+    nearly every text holds that word.
     """
-    names, first = "".join(letters), reply.strip().partition("\n")[0]
-    reply = " ".join(reply.split())
+    names, whole, reply = "".join(letters), reply, " ".join(reply.split())
     marked = re.findall(rf"(?:\[\[|boxed\{{) ?([{names}]) ?(?:\]\]|\}})", reply, re.I)
     if marked:
         return marked[-1].upper()
     # "The answer is A bond that pays": an article; "is A because", "option A pays": none
+    word = r"\b(?i:options?|choices?)"
     one = (
         rf"[\s*\[(\"]*([{names}])(?![\w'’]|-\w)(?!(?<=A)(?<!ption A)(?<!hoice A)"
         r"\s+(?!(?:and|as|because|but|for|is|not|or|since)\b)[a-z])"
+        rf"(?:\W{{0,3}}(?:/|or\b|and\b)\s?(?:{word}\s)?\W{{0,2}}([{names}])(?![\w'’]|\s[a-z]))?"
     )
-    word = r"\b(?i:options?|choices?)"
     answers = re.findall(
         rf"(?i:answer|selection)[\"*]*(?:\s+is)?\s*[:=]?\s*(?:{word})?{one}", reply
     )
     if answers:
-        return answers[-1]
+        first, second = answers[-1]
+        return first if second in ("", first) else None
     named = re.finditer(rf"{word}(?:\s+is)?\s*[:=]?{one}(?!\W*is\s+(?:not|wrong|incorrect))", reply)
-    left = {m[1] for m in named if not DENIED.search(before(reply, m))}
+    left = {letter for m in named if not DENIED.search(before(reply, m)) for letter in m.groups()}
+    left -= {None}
     if left:
         return left.pop() if len(left) == 1 else None
-    opening = re.match(rf"[\s*\[(]*([{names}])(?:[\s*\])]*$|[\s*]*[.:)\]])", first)
-    return opening[1] if opening else None
+    first_line = whole.strip().partition("\n")[0]
+    opening = re.match(rf"[\s*\[(]*([{names}])(?:[\s*\])]*$|[\s*]*[.:)\]])", first_line)
+    return opening[1] if opening and not repeats_options(whole, names) else None
+
+
+def repeats_options(reply, names):
+    """Does a reply begin with all options in order, "A. .. B. .. C. .."? That is no choice."""
+    lines = re.sub(rf"\s(?=[{names}][.:)])", "\n", reply)
+    found = re.findall(rf"(?m)^[*\[( ]{{0,9}}([{names}])(?:\*{{0,2}}[.:)\]]| *$)", lines)
+    return found[: len(names)] == [*names]
 
 
 # Short texts ---------------------------------------------------------------------------------
 
 
 def plain(text):
-    """Lower case without punctuation, articles and double spaces (SQuAD's normalisation)."""
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    """Lower case without punctuation, articles and double spaces (SQuAD's normalisation).
+
+    Where that leaves nothing (a blood type "A+", a sign "*") the text itself, in lower case.
+    """
+    words = "".join(c for c in text.lower() if c not in string.punctuation)
+    words = re.sub(r"\b(a|an|the)\b", " ", words).split()
+    return " ".join(words or text.lower().split())
 
 
 def exact_match(reply, answer):

@@ -1,124 +1,185 @@
-"""FLARE rows as they are published: most finance sets on the hub have this form.
+"""Published FLARE rows -> rows of a task, and which task records belong to, by their content.
 
-    {"id", "query", "answer", "text", "choices": [..], "gold": 0}    parquet, json lines, json list
+    {"id", "query", "answer", "text", "choices", "gold"}     TheFinAI/flare-*, TheFinAI/cra-*
+    the same with other columns missing or renamed           Salesforce/FinEval
 
-They are told by their columns, and their task by what the queries say: names are wrong at times.
-German, CCFraud and TravelInsurance have query and answer alone, flare-cfa has no id.
+Names of files and configurations are not believed: the released FinEval has LendingClub's rows
+under FinanceBench, SM-Bigdata's under CRA-Bigdata and PortoSeguro's under CRA-ProtoSeguro.
 """
 
 import re
-from pathlib import Path
 
-import rows as checks
 from config import UserError
-from jsonl import read_jsonl
-from question_sets import FINANCE_SUBJECTS
-from sources import form_of, rows_of
+from jsonl import check_fields
+from rows import LETTERS, NUMERAL, reads_like
+from sources import place
 from tasks import TASKS
 
+FINANCE_SUBJECTS = (
+    "business_ethics econometrics high_school_macroeconomics high_school_microeconomics "
+    "professional_accounting management marketing"
+).split()
+MMLU_SMALL = 3000  # fewer rows than this are MMLU-Finance's (1,460), not MMLU's (14,042)
+ABOUT = re.compile(r"The following are multiple choice questions \(with answers\) about (.*?)\.\s*")
+ZEROS_AND_ONES = re.compile(r"\b0 and 1\b")  # PIXIU asks ECTSUM for a 0 or 1 per line
+# Columns that only one task's original form has; the first that fits wins
+COLUMNS = {
+    "tatqa": ("table", "questions"),
+    "financebench": ("financebench_id", "evidence"),
+    "mt_bench": ("turns", "category"),
+    "mathqa": ("Problem", "options", "correct"),
+    "social_iqa": ("answerA", "answerB", "answerC"),
+    "openbookqa": ("question_stem", "choices"),
+    "hellaswag": ("ctx_a", "endings"),
+    "winogrande": ("option1", "option2", "sentence"),
+    "piqa": ("goal", "sol1", "sol2"),
+    "mmlu": ("question", "choices", "answer", "subject"),
+    "arc": ("question", "choices", "answerKey"),
+    "australian": ("A1", "A14", "answer"),
+}
+OPENBOOKQA_ID = re.compile(r"\d+-\d+")  # its authors' json lines have ARC's columns
 
-def is_flare(path):
-    """Does the file hold FLARE rows, judged by the columns of its first?"""
-    try:
-        form = form_of(path)
-        if form == "lines":  # the first row is enough, and the file may be large
-            _, row = next(iter(read_jsonl(path, {})), (0, {}))
-        else:
-            _, row = next(iter(rows_of(path) if form else ()), (0, {}))
-    except UserError:
-        if form_of(path) == "parquet":
-            raise
-        return False
-    return "query" in row and bool({"answer", "gold", "summary", "label_text"} & row.keys())
+
+# Which task ----------------------------------------------------------------------------------
 
 
-def half_of(path):
-    """ "test", "train" or "" by the name of a file or its folder, as the hub names them."""
-    for name in (Path(path).name, Path(path).parent.name):
-        if found := re.findall(r"test|train|valid|dev", name.lower()):
-            return "test" if found[-1] == "test" else "train"
+def is_flare(records):
+    """Do records have FLARE's columns? FinEval's ECTSUM has `summary` for an answer."""
+    columns = records[0][1].keys() if records else set()
+    return "query" in columns and bool({"answer", "gold", "summary", "label_text"} & columns)
+
+
+def task_of(records):
+    """The task that records belong to, by their columns or else their queries; "" if unknown."""
+    if not records:
+        return ""
+    rows = [record for _, record in records]
+    if not is_flare(records):
+        name = next((n for n, need in COLUMNS.items() if set(need) <= rows[0].keys()), "")
+        answers = isinstance(rows[0].get("question"), str) and rows[0].get("answer")
+        if not name and isinstance(answers, list):
+            name = "nq_open"
+        if isinstance(rows[0].get("question"), dict) and "answerKey" in rows[0]:
+            own = all(OPENBOOKQA_ID.fullmatch(str(row.get("id"))) for row in rows)
+            name = "openbookqa" if own else "arc"
+        return mmlu_part(rows) if name == "mmlu" else name
+    queries = [row["query"] for row in rows if isinstance(row.get("query"), str)]
+    for name, task in TASKS.items():
+        if task.sign and queries and reads_like(task, queries):
+            return mmlu_part(rows) if name == "mmlu" else name
     return ""
 
 
-def by_half(paths):
-    """(test files, training files). Where none is a test file all are: FinEval has a set of which
-    the one file is called train."""
-    test = [path for path in paths if half_of(path) != "train"]
-    return (test, [path for path in paths if path not in test]) if test else (paths, [])
+def mmlu_part(rows):
+    """ "mmlu" or "mmlu_finance": by subjects, and where rows have none by how many they are."""
+    subjects = {str(row.get("subject", "")).replace(" ", "_") for row in rows}
+    if subjects != {""}:
+        return "mmlu_finance" if subjects <= set(FINANCE_SUBJECTS) else "mmlu"
+    return "mmlu_finance" if len(rows) < MMLU_SMALL else "mmlu"
 
 
-def told_by_content(rows):
-    """The task that most of these rows belong to by their queries, or None."""
-    queries = [row["query"] for row in rows if isinstance(row.get("query"), str)]
-    for name, task in TASKS.items():
-        if queries and task.sign and checks.reads_like(task, queries):
-            if name == "mmlu" and {str(row.get("subject")).replace(" ", "_") for row in rows} <= {
-                *FINANCE_SUBJECTS
-            }:
-                return "mmlu_finance"
-            return name
-    return None
-
-
-def check_own(name, source, rows):
-    """UserError if the rows are another task's: published collections have wrong names."""
-    task = TASKS[name]
-    if checks.holds(task, [row["query"] for row in rows if isinstance(row.get("query"), str)]):
+def refuse_others(name, path, records):
+    """UserError where records are another task's, by their columns or queries."""
+    queries = [row["query"] for _, row in records if isinstance(row.get("query"), str)]
+    if queries and TASKS[name].sign and reads_like(TASKS[name], queries):
         return
-    if other := told_by_content(rows):
-        known = (name, other) == ("financebench", "lendingclub")
-        why = " (Salesforce/FinEval has them under FinanceBench)" if known else ""
-        raise UserError(f"{source}: these are {other} rows{why}; run: python evaluate.py prepare "
-                        f"{other} {source}")  # fmt: skip
-    lists = [row["choices"] for row in rows if isinstance(row.get("choices"), list)]
-    odd = [choices for choices in lists if choices and not checks.own_choices(task, choices)]
-    if 2 * len(odd) > len(rows):
-        wanted = ", ".join(task.labels) or "others"
-        raise UserError(f"{source}: choices: {', '.join(map(str, odd[0]))[:60]}; {name} has "
-                        f"{wanted}; give {name}'s own file: {task.source}")  # fmt: skip
+    other = task_of(records)
+    if other in ("", name) or {name, other} == {"mmlu", "mmlu_finance"}:
+        return
+    aside = " (the released FinEval has them under FinanceBench)" if other == "lendingclub" else ""
+    raise UserError(f"{path}: these are {other} rows{aside}, not {name}'s; run: evaluate.py "
+                    f"prepare {other} {path}")  # fmt: skip
 
 
-def asked_text(query):
-    """What a query asks about: the part between its last `Text:` and `Answer:`."""
-    found = re.findall(r"(?:Text|Context|Input): *(.*?)\s*(?:\nAnswer:)?\s*\Z", query, re.S)
-    return re.split(r"\n(?:Text|Context|Input): *", found[0])[-1] if found else query
+# One row -------------------------------------------------------------------------------------
 
 
-def flare_row(name, row, place):
-    """A published FLARE row with what it lacks: id, text, choices, gold."""
-    task, row = TASKS[name], {key: value for key, value in row.items() if value is not None}
-    if row.get("id", "") == "":  # flare-cfa has none
-        row["id"] = f"{name}_{place}"
-    row["id"] = str(row["id"])
-    if task.answer == "summary":
-        # ECTSUM's answer is a list of 0 and 1; its summary is in a column of its own
-        row["answer"] = row.get("summary") or row.get("label_text") or row.get("answer")
-        marks = row.get("label")
-        if isinstance(marks, list):
-            row["label"] = [int(m) if str(m) in ("0", "1") else m for m in marks]
-        if "list of 0 and 1" in str(row.get("query")) and isinstance(row.get("text"), str):
-            row["query"] = task.prompt.format(text=row["text"])
-    if not str(row.get("text", "")).strip() and isinstance(row.get("query"), str):
-        row["text"] = asked_text(row["query"])
-    if task.answer in ("label", "letter"):
-        choices = row.get("choices") or list(task.labels) or ["A", "B", "C"]
-        if not isinstance(choices, list):  # left out when the rows are checked
-            return row
-        answer = str(row.get("answer", "")).strip().lower()
+def flare_row(name, where, record):
+    """A row of a task from a FLARE row. UserError "where: field: reason" if it cannot be one."""
+    kind = TASKS[name].answer
+    check_fields(record, {"query": str, "id?": (str, int)}, where)
+    key = record.get("id")
+    out = {"id": f"{name}_{place(where)}" if key in (None, "") else str(key)}
+    out |= {key: value for key, value in record.items() if key != "id" and value is not None}
+    if not isinstance(out.get("text"), str) or not out["text"].strip():
+        out["text"] = bare_text(record["query"])
+    if kind in ("label", "letter", "text"):
+        return chosen(name, where, out)
+    if kind == "summary":
+        return summarised(name, where, out)
+    if kind == "number":
+        return measured(where, out)
+    if kind == "short":
+        answers = out["answer"] if isinstance(out.get("answer"), list) else [out.get("answer")]
+        return out | {"answers": answers, "answer": answers[0] if answers else ""}
+    return out
+
+
+def option(where, field, names, name):
+    """The index of the right option, UserError if there is none of that name."""
+    if name not in names:
+        raise UserError(f"{where}: {field}: {name!r} is not one of {', '.join(map(str, names))}")
+    return list(names).index(name)
+
+
+def bare_text(query):
+    """What stands between `Text:` (or `Context:`) and `Answer:`, else the whole query."""
+    found = re.search(r"\b(?:Text|Context):\s*(.*?)\s*(?:Answer:\s*)?$", query, re.S)
+    return found[1] if found and found[1] else query
+
+
+def chosen(name, where, row):
+    """Choices, gold and answer where the published row lacks one of them."""
+    task = TASKS[name]
+    if not row.get("choices"):
+        letters = LETTERS[: 4 if "{d}" in task.prompt else 3] if task.answer == "letter" else ()
+        row["choices"] = [*task.labels, *letters]
+    choices, gold = row["choices"], row.get("gold")
+    if not isinstance(choices, list) or not choices:
+        raise UserError(f"{where}: choices: missing")
+    if "answer" not in row and type(gold) is int and 0 <= gold < len(choices):
+        row["answer"] = choices[gold]
+    check_fields(row, {"answer": str}, where)
+    answer = row["answer"].strip()
+    if gold is None:
         known = [str(choice).strip().lower() for choice in choices]
-        gold = row.get("gold", known.index(answer) if answer in known else -1)
-        row |= {"choices": choices, "gold": gold}
-        if "answer" not in row and isinstance(gold, int) and 0 <= gold < len(choices):
+        row["gold"] = option(where, "answer", known, answer.lower())
+    elif task.answer == "text" and type(gold) is int and 0 <= gold < len(choices):
+        if answer == LETTERS[gold : gold + 1]:  # a letter that stands for a text
             row["answer"] = choices[gold]
+    if "{subject}" in task.description:
+        about = ABOUT.search(row["query"])
+        row["query"] = ABOUT.sub("", row["query"]).strip()
+        subject = row.get("subject") or (about[1] if about else "finance")
+        row["subject"] = str(subject).replace("_", " ").strip()
     return row
 
 
-def read_flare(name, test, train):
-    """Files with FLARE rows -> (test rows, training rows, {})."""
-    halves = []
-    for half, paths in (("test", test), ("train", train)):
-        found = [row for path in paths for _, row in rows_of(path)]
-        if found:
-            check_own(name, paths[0], found)
-        halves.append([flare_row(name, row, f"{half}{i}") for i, row in enumerate(found)])
-    return *halves, {}
+def summarised(name, where, row):
+    """FinEval calls the reference `summary`, PIXIU `label_text`; flare-edtsum has it as answer.
+
+    Where only 0/1 per line of text are given, the marked lines are the reference. A query that
+    asks for such a list is put in our words, since the answer is text.
+    """
+    text = row.pop("summary", None) or row.pop("label_text", None)
+    if not text and isinstance(marks := row.get("label"), list):
+        lines = row["text"].split("\n")
+        text = "\n".join(x for x, mark in zip(lines, marks, strict=False) if mark in (1, "1"))
+    row["answer"] = text if isinstance(text, str) and text.strip() else row.get("answer")
+    if ZEROS_AND_ONES.search(row["query"]):
+        row["query"] = TASKS[name].prompt.format(text=row["text"])
+        check_fields(row, {"answer": str}, where)
+        if re.fullmatch(r"[01\s,\[\]]+", row["answer"]):
+            raise UserError(f"{where}: summary: missing; only a list of 0 and 1 is there")
+    if "label" in row and not isinstance(row["label"], list):
+        row.pop("label")
+    return row
+
+
+def measured(where, row):
+    """FLARE's TAT-QA has the answer as one text: its type is read off it, its scale is unknown."""
+    check_fields(row, {"answer": (str, int, float)}, where)
+    row["answer"] = str(row["answer"])
+    if "answer_type" not in row:
+        row["answer_type"] = "arithmetic" if NUMERAL.fullmatch(row["answer"].strip()) else "span"
+    return {"answers": [row["answer"]], "scale": ""} | row

@@ -1,199 +1,304 @@
-"""Public forms of FinEval's data sets -> FLARE rows for evaluate.py, chat rows for training.
+"""Public forms of FinEval's data sets -> rows for evaluate.py, examples, and chats for training.
 
-    SOURCE (csv, jsonl, CoNLL, arff, parquet)
-        -> OUT/fpb.jsonl        {"id", "query", "answer", "text", "choices", "gold"}  test rows
-        -> OUT/fpb_shots.jsonl  the same, of the training half: examples for --fewshot
-        -> OUT/fpb_train.jsonl  {"messages": [user query, answer]}
-
-No text of the test rows is in the other two files: compared by letters and digits alone.
+    SOURCE (file or folder) -> OUT/NAME.jsonl        test rows {"id", "query", "answer", ...}
+                            -> OUT/NAME_shots.jsonl  few-shot examples, the same fields
+                            -> OUT/NAME_train.jsonl  {"messages": [user query, answer]}
 
     python evaluate.py prepare fpb path/to/FinancialPhraseBank out/data
-    python evaluate.py prepare fineval path/to/snapshot-of-the-hub out/data
+    python evaluate.py prepare fineval path/to/FinEval out/data     all files of a hub snapshot
+
+SOURCE is what `evaluate.py --list` names, or FLARE rows as parquet, json lines or a json list; what
+a file holds is told by its content. No text of the test rows is in examples or training rows. Rows
+that cannot be used are counted by reason and listed, one line each, in OUT/NAME_left_out.txt.
 """
 
-import difflib
-import os
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
-import rows as checks
+import choice_sets
+import credit_sets
+import public_sets
+import stock_sets
 from config import UserError
-from credit_sets import PREPARE as CREDIT
-from flare import by_half, is_flare, read_flare, told_by_content
-from jsonl import check_fields, write_jsonl
-from public_sets import PREPARE as FINANCE
+from flare import FINANCE_SUBJECTS, flare_row, is_flare, refuse_others, task_of
+from jsonl import check_fields, sha, write_jsonl, write_text
 from public_sets import letters
-from question_sets import PREPARE as QUESTIONS
-from sources import NotFound, row_files, rows_of
+from rows import check_name, fields_of, load_rows, row_problem
+from sources import (
+    Found,
+    find_splits,
+    form_of,
+    read_records,
+    rows_of,
+    split_of,
+    table_files,
+)
 from tasks import FINEVAL, TASKS
 
-READERS = FINANCE | QUESTIONS | CREDIT
-SHOTS = 16  # examples kept, per subject where the rows have subjects
-EXAMPLES_ONLY = ("mmlu", "mmlu_finance")  # their second half is there for few-shot prompts alone
+SHOTS = 16  # few-shot examples kept per task; of MMLU all of dev, five per subject
+SHOWN = 3  # left-out rows that are printed; all of them are in a file
 
-# What is written -----------------------------------------------------------------------------
+# Sets whose authors publish something else than one record per question
+FOLDERS = {
+    "fpb": public_sets.prepare_fpb,
+    "fiqa_sa": public_sets.prepare_fiqa_sa,
+    "fomc": public_sets.prepare_fomc,
+    "ner": public_sets.prepare_ner,
+    "tatqa": public_sets.prepare_tatqa,
+    "mt_bench": public_sets.prepare_mt_bench,
+    "mmlu": choice_sets.prepare_mmlu,
+    "mmlu_finance": choice_sets.prepare_mmlu_finance,
+    "hellaswag": choice_sets.prepare_hellaswag,
+    "lendingclub": credit_sets.prepare_lendingclub,
+    "polish": credit_sets.prepare_polish,
+    "sm_acl": stock_sets.prepare_sm_acl,
+}
+# One record -> one row; FLARE rows need none of these
+MAKERS = choice_sets.MAKERS | public_sets.MAKERS | credit_sets.MAKERS
+# Their test halves have no public labels: everybody measures on the validation half
+ON_VALIDATION = ("hellaswag", "nq_open", "piqa", "social_iqa", "winogrande")
 
 
-def sound(name, rows):
-    """(rows that the evaluation takes, {reason: count of the others})."""
-    task, kept, seen, skipped = TASKS[name], [], set(), Counter()
+# Reading -------------------------------------------------------------------------------------
+
+
+def read_set(name, source):
+    """The Found of a task: FLARE rows or records by their columns, else its authors' own files."""
+    splits = find_splits(source)
+    if not any(splits.values()):  # no file name says what half it is
+        splits["test"] = [path for path in table_files(source) if holds_flare(name, path)]
+    halves = choose_halves(name, splits)
+    records = first_records(halves["test"])
+    refuse_others(name, source, records)
+    if is_flare(records) or name in MAKERS and is_known(records):
+        return read_tables(name, halves)
+    if name in FOLDERS:
+        return FOLDERS[name](source)
+    raise UserError(f"{source}: no rows of {name} in it; needed: {TASKS[name].source}")
+
+
+def choose_halves(name, splits):
+    """{"test", "train", "shots": [files]}: what is measured, trained on, and shown as examples."""
+    order = ("test", "validation", "dev", "train")  # FinEval's MMLU-finance has only a `train`
+    if name in ON_VALIDATION:
+        order = ("validation", "dev", "test", "train")
+    tested = next((split for split in order if splits[split]), "test")
+    if name == "arc":  # Easy, then Challenge
+        splits = {split: sorted(p, key=lambda path: "Challenge" in str(path))
+                  for split, p in splits.items()}  # fmt: skip
+    spare = {split: [] if split == tested else paths for split, paths in splits.items()}
+    if name in ("mmlu", "mmlu_finance"):  # its examples are dev's, of the question's own subject
+        return {"test": splits[tested], "train": [], "shots": spare["dev"]}
+    shots = [] if spare["train"] else spare["validation"] or spare["dev"]
+    return {"test": splits[tested], "train": spare["train"], "shots": shots}
+
+
+def first_records(paths):
+    """The records of the first of some files; none where it holds something else, or codes."""
+    return read_records(paths[0]) if paths and form_of(paths[0]) else []
+
+
+def is_known(records):
+    """Do records have the columns of a set, or LLM-Adapters' form of one?"""
+    return bool(records) and bool(task_of(records) or "instruction" in records[0][1])
+
+
+def holds_flare(name, path):
+    try:
+        records = first_records([path])
+    except UserError:
+        return False
+    return is_flare(records) and task_of(records) in (name, "")
+
+
+def read_tables(name, halves):
+    """The Found of files with one record per row: {half: [files]}."""
+    found = Found([])
+    found.test = read_rows(name, halves["test"], found.left_out)
+    found.train = read_rows(name, halves["train"], found.left_out)
+    if halves["shots"]:
+        found.shots = read_rows(name, halves["shots"], found.left_out)
+    if name == "mmlu_finance" and (part := finance_rows(found.test)):  # else it has other subjects
+        found.note = f"{len(found.test) - len(part)} rows of other subjects passed over"
+        found.test, found.shots = part, finance_rows(found.shots or [])
+    return found
+
+
+def finance_rows(rows):
+    return [row for row in rows if row["subject"].replace(" ", "_") in FINANCE_SUBJECTS]
+
+
+def read_rows(name, paths, left_out):
+    rows = []
+    for path in paths:
+        if path.suffix == ".csv" and name in credit_sets.CODED:
+            rows += credit_sets.coded_rows(name, path, left_out)
+            continue
+        make = partial(row_of, name)
+        made = rows_of(read_records(path), make, left_out)
+        for row in made if len(paths) > 1 else ():  # many forms count their rows anew in each file
+            row["id"] = f"{path.stem}_{row['id']}"
+        rows += made
+    return rows
+
+
+def row_of(name, where, record):
+    if "query" in record:
+        return flare_row(name, where, record)
+    if name not in MAKERS:
+        raise UserError(f"{where}: query: missing; the row has {', '.join(list(record)[:8])}")
+    return MAKERS[name](where, record)
+
+
+# Checking and writing ------------------------------------------------------------------------
+
+
+def sound(name, rows, left_out):
+    """The rows that the evaluation accepts; of the others left_out gets the reasons."""
+    task, kept, seen = TASKS[name], [], set()
     for row in rows:
+        where = row.pop("where")
         try:
-            check_fields(row, checks.fields_of(task), "row")
-            problem = checks.row_problem(task, row)
+            check_fields(row, fields_of(task), where)
+            problem = row_problem(task, row)
+            if not problem and row["id"] in seen:
+                problem = f"id: {row['id']!r} occurs twice"
+            if problem:
+                raise UserError(f"{where}: {problem}")
         except UserError as e:
-            problem = str(e).removeprefix("row: ")
-        if not problem and row["id"] in seen:
-            problem = "id: occurs twice"
-        if problem:  # without the row's own words, so that equal reasons are counted together
-            skipped[re.sub(r"'.*'|-?\b\d+\b", "..", problem)] += 1
+            left_out.append(str(e))
             continue
         seen.add(row["id"])
         kept.append(row)
-    return kept, skipped
+    return kept
+
+
+def identity(name, row):
+    """What must not be in both halves: the text. Where options are lettered it is the question with
+    its options, since many read "Which of the following is true?"; and within its subject, because
+    examples go before questions of their own subject alone."""
+    if TASKS[name].answer == "letter":
+        return letters(f"{row.get('subject', '')} {row['query']}")
+    return letters(row.get("text", ""))
 
 
 def chat_row(row):
     """A training row: the same query as in the evaluation, answered."""
-    roles = (("user", row["query"]), ("assistant", row["answer"].strip()))
+    roles = (("user", row["query"]), ("assistant", row["answer"]))
     return {"messages": [{"role": role, "content": text} for role, text in roles]}
 
 
-def compared(name, row):
-    """What must not be in both halves: the text. For MMLU the question with its options, since many
-    read "Which of the following is true?", and within a subject: examples go before its own alone.
-    """
-    if name in EXAMPLES_ONLY:
-        return letters(f"{row['subject']} {row['query']}")
-    return letters(row.get("text", row["query"]))
-
-
-def first_shots(rows):
-    """The first rows, of each subject where the rows have subjects."""
-    counts, kept = Counter(), []
-    for row in rows:
-        counts[row.get("subject")] += 1
-        if counts[row.get("subject")] <= SHOTS:
-            kept.append(row)
-    return kept
-
-
-def write(name, test, train, skipped, out):
-    """The files of a task, and what became of each row."""
-    total = len(test) + len(train) + sum(skipped.values())
-    (test, bad), (train, also_bad) = sound(name, test), sound(name, train)
-    skipped = Counter(skipped) + bad + also_bad
+def write_set(name, source, found, out):
+    """Write the files of a task and print what was used and what was left out."""
+    rows_in = len(found.test) + len(found.train) + len(found.shots or ()) + len(found.left_out)
+    check_name(name, source, found.test)
+    test = sound(name, found.test, found.left_out)
     if not test:
-        listed = "; ".join(f"{count} {reason}" for reason, count in skipped.items())
-        raise UserError(f"{name}: no usable test row in the source ({listed or 'it is empty'}); "
-                        f"needed: {TASKS[name].source}")  # fmt: skip
-    held = {compared(name, row) for row in test}
-    kept = [row for row in train if compared(name, row) not in held]
-    skipped["training rows whose text is in the test rows"] = len(train) - len(kept)
-    path, shots, chats = (out / f"{name}{end}.jsonl" for end in ("", "_shots", "_train"))
-    chosen = first_shots(kept)
+        first = f"; the first: {found.left_out[0]}" if found.left_out else ""
+        raise UserError(f"{source}: none of its {rows_in} rows can be used for {name}{first}")
+    train, spare = (sound(name, rows or [], found.left_out) for rows in (found.train, found.shots))
+    held = {identity(name, row) for row in test}
+    kept, spare_kept = (
+        [r for r in rows if identity(name, r) not in held] for rows in (train, spare)
+    )
+    repeated = len(train) + len(spare) - len(kept) - len(spare_kept)
+    every_subject = "{subject}" in TASKS[name].description
+    shots = (spare_kept or kept)[: None if every_subject else SHOTS]
+
     out.mkdir(parents=True, exist_ok=True)
-    for file, content, what in (
-        (path, test, "test rows"),
-        (shots, chosen, "examples"),
-        (chats, [chat_row(r) for r in kept if name not in EXAMPLES_ONLY], "training rows"),
-    ):
-        file.unlink(missing_ok=True)  # an older one may hold what are test rows now
-        if content:
-            write_jsonl(file, content)
-            print(f"{file}: {len(content)} {what}")
-    for file in (path, shots):  # what is written passes the evaluation's own checks
-        if file.exists() and (left_out := checks.load_rows(name, file)[1]):
-            raise UserError(left_out[0])
-    reasons = "".join(f" + {count} {reason}" for reason, count in skipped.items() if count)
-    print(f"{name}: {total} rows in = {len(test) + len(kept)} used{reasons}")
+    files = {f"{name}.jsonl": test, f"{name}_shots.jsonl": shots,
+             f"{name}_train.jsonl": [chat_row(row) for row in kept]}  # fmt: skip
+    for file, rows in files.items():
+        if rows:
+            write_jsonl(out / file, rows)
+            print(f"{out / file}: {len(rows)} rows")
+        else:  # what an earlier run left must not pass for this one's
+            (out / file).unlink(missing_ok=True)
+    for file in (f"{name}.jsonl", f"{name}_shots.jsonl"):
+        if (out / file).exists() and (refused := load_rows(name, out / file)[1]):
+            raise UserError(refused[0])  # what is written passes the evaluation's own checks
+    if found.note:
+        print(f"note: {found.note}")
+    spared = Counter(map(reason, found.left_out))
+    spared["text is in the test rows"] = repeated
+    spared["examples not needed"] = len(spare_kept) - min(len(shots), len(spare_kept))
+    report(name, out, rows_in, len(test) + len(kept) + (len(shots) if spare_kept else 0), spared,
+           found.left_out)  # fmt: skip
 
 
-# Command -------------------------------------------------------------------------------------
+def reason(line):
+    """ "file:7: gold: 5 is outside the 4 choices" -> "gold: # is outside the # choices"."""
+    said = re.sub(r"^.*?(?::\d+|: row \d+|: entry \S+)(?:: question \S+)?: (?=\S)", "", line)
+    return re.sub(r"'[^']*'|\d+", "#", said)[:80]
 
 
-def read(name, source):
-    """(test rows, training rows, {reason: count}) from the set's own form or from FLARE rows."""
-    if source.is_file() and is_flare(source):
-        return read_flare(name, [source], [])
-    needed = f"{source}: holds no FLARE rows of {name}; needed: {TASKS[name].source}"
-    if name not in READERS and source.is_file():
-        raise UserError(needed)
-    try:
-        if name in READERS:
-            return READERS[name](source)
-        raise NotFound(needed)
-    except UserError:  # also of a reader that took FLARE rows for its set's own file
-        files = [path for path in row_files(source) if is_flare(path)]
-        if not files:
-            raise
-    return read_flare(name, *by_half(files))
+def report(name, out, rows_in, used, spared, left_out):
+    reasons = "".join(f" + {count} left out ({why})" for why, count in spared.items() if count)
+    print(f"{name}: {rows_in} rows in = {used} used{reasons}")
+    path = out / f"{name}_left_out.txt"
+    if left_out:
+        write_text(path, "".join(f"{line}\n" for line in left_out))
+        for line in left_out[:SHOWN]:
+            print(f"  left out: {line}")
+        if len(left_out) > SHOWN:
+            print(f"  and {len(left_out) - SHOWN} more: {path}")
+    else:
+        path.unlink(missing_ok=True)
 
 
-# Columns by which the sets are told that are no FLARE rows on the hub
-COLUMNS = {
-    "openbookqa": {"question_stem", "choices"},
-    "arc": {"question", "choices", "answerKey"},
-    "piqa": {"goal", "sol1", "sol2"},
-    "hellaswag": {"ctx_a", "endings"},
-    "mathqa": {"Problem", "options"},
-    "social_iqa": {"context", "answerA"},
-    "winogrande": {"sentence", "option1"},
-    "tatqa": {"table", "paragraphs"},
-    "financebench": {"financebench_id"},
-    "mt_bench": {"question_id", "turns"},
-}
+# A whole snapshot ----------------------------------------------------------------------------
 
 
-def told_by_columns(row):
-    return next((name for name, columns in COLUMNS.items() if columns <= row.keys()), None)
-
-
-def prepare_all(source, out):
-    """Every file of a hub snapshot, told by its content, whatever its folder is called."""
-    flare, other = {}, {}
-    for path in row_files(source):
+def prepare_snapshot(folder, out):
+    """Recognise every file of a hub snapshot of Salesforce/FinEval, and write each task found."""
+    tasks, seen = {}, {}
+    for path in table_files(folder):
         try:
-            rows = [row for _, row in rows_of(path)]
-            held = flare if is_flare(path) else other
-            name = told_by_content(rows) if held is flare else rows and told_by_columns(rows[0])
-            reason = "rows of no task that is known"
+            records = first_records([path])
         except UserError as e:
-            name, reason = None, str(e).removeprefix(f"{path}:").strip()
-        if name:
-            held.setdefault(name, []).append(path)
-        else:
-            print(f"{path}: left out: {reason}")
-    if not flare and not other:
-        raise UserError(f"{source}: no file with rows of a task in it; give the folder of a "
-                        "snapshot of Salesforce/FinEval")  # fmt: skip
-    for name in [name for name in FINEVAL if name in flare or name in other]:
+            print(f"{path}: not read: {e}")
+            continue
+        name = task_of(records)
+        if not name:
+            columns = f"columns {', '.join(list(records[0][1])[:8])}" if records else "no records"
+            print(f"{path}: not recognised ({columns})")
+            continue
+        content = sha([record.get("query", record) for _, record in records])
+        if content in seen:
+            print(f"{path}: {name}, the same {len(records)} rows as {seen[content]}")
+            continue
+        seen[content] = path
+        print(f"{path}: {len(records)} rows of {name}")
+        splits = tasks.setdefault(name, {split: [] for split in find_splits(path)})
+        splits[split_of(path.relative_to(folder)) or "test"].append(path)
+    if not tasks:
+        raise UserError(f"{folder}: no rows of a task in it")
+    written = []
+    for name, splits in tasks.items():
+        halves = choose_halves(name, splits)
         try:
-            if name in flare:
-                found = read_flare(name, *by_half(flare[name]))
-            else:
-                found = READERS[name](Path(os.path.commonpath([p.parent for p in other[name]])))
-            write(name, *found, out)
+            plain = is_flare(first_records(halves["test"])) or name in MAKERS
+            found = read_tables(name, halves) if plain else FOLDERS[name](halves["test"][0])
+            write_set(name, folder, found, out)
+            written.append(name)
         except UserError as e:
-            print(f"{name}: left out: {e}")
+            print(f"{name}: not written: {e}")
+    print(f"{len(written)} tasks written to {out}; not in this folder: "
+          f"{', '.join(name for name in FINEVAL if name not in tasks)}")  # fmt: skip
 
 
 def main(words):
-    names = ("fineval", *FINEVAL)
-    if len(words) not in (2, 3):
-        listed = "|".join(names)
-        raise UserError(f"usage: python evaluate.py prepare {listed} SOURCE [OUT]")
-    if words[0] not in names:
-        near = difflib.get_close_matches(words[0], names, n=3, cutoff=0.5) or names
-        raise UserError(f"prepare: {words[0]!r}: no such data set; did you mean "
-                        f"{' or '.join(near)}?")  # fmt: skip
-    name, source = words[0], Path(words[1])
-    out = Path(words[2] if len(words) == 3 else "out/data")
+    """prepare NAME SOURCE [OUT]"""
+    if len(words) not in (2, 3) or words[0] not in (*FINEVAL, "fineval"):
+        raise UserError("usage: python evaluate.py prepare NAME SOURCE [OUT], NAME one of fineval, "
+                        f"{', '.join(FINEVAL)}")  # fmt: skip
+    name, source, out = words[0], Path(words[1]), Path([*words, "out/data"][2])
     if not source.exists():
-        needed = TASKS[name].source if name in TASKS else "a snapshot of Salesforce/FinEval"
+        needed = "a hub snapshot of Salesforce/FinEval" if name == "fineval" else TASKS[name].source
         raise UserError(f"{source}: no such file or folder; needed: {needed}")
     if name == "fineval":
-        prepare_all(source, out)
+        prepare_snapshot(source, out)
     else:
-        write(name, *read(name, source), out)
+        write_set(name, source, read_set(name, source), out)

@@ -1,43 +1,46 @@
-"""Readers of the forms in which public data sets come. Each error names file, line and what to do.
+"""Readers of the forms that public data sets come in, told apart by what is in the file.
 
-    path = find("FinancialPhraseBank-v1.0", "Sentences_50Agree.txt")
-    for number, line in lines(path, "latin-1"): ...
+    json lines, a json list, parquet (with pyarrow), csv -> records (where, {column: value})
+    arff, CoNLL columns, plain lines; xz, bz2 and gzip of these three
 
-lines   text, csv, arff and CoNLL; unpacked on the way if the file is .bz2, .xz or .gz
-rows    json lines, a json list or a parquet file: [(where, dict)]
+`where` is "file:line" of json lines and csv, "file: row 7" of the others (rows from 0). A file that
+cannot be read stops with one line; a bad row is the business of whoever makes rows of the records.
 """
 
 import bz2
 import csv
 import gzip
+import io
 import json
 import lzma
 import re
+import sys
 import zlib
-from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from config import UserError
-from jsonl import check_fields, finite, read_jsonl, unique
+from jsonl import finite, read_jsonl, unique
 
-OPENERS = {".bz2": bz2.open, ".xz": lzma.open, ".gz": gzip.open}
-
-
-class NotFound(UserError):
-    """A file that a set needs is not in the folder."""
-
-
-# Files of a folder ---------------------------------------------------------------------------
+OPENERS = {b"BZh": bz2.open, b"\xfd7zXZ": lzma.open, b"\x1f\x8b": gzip.open}
+UNPACKED_CAP = 512 * 2**20  # bytes that a compressed file may unfold to
+TABLES = (".parquet", ".jsonl", ".json", ".csv")  # endings of files that hold records
+SPLITS = {"test": ("test",), "dev": ("dev",), "validation": ("validation", "valid", "val"),
+          "train": ("train",)}  # fmt: skip
 
 
-def find_all(source, *patterns):
-    """Files at any depth of a folder that fit the first pattern with any, shallow ones first."""
-    source = Path(source)
-    for pattern in patterns:
-        found = [path for path in source.glob(f"**/{pattern}") if path.is_file()]
-        if found:
-            return sorted(found, key=lambda path: (len(path.parts), path))
-    return []
+@dataclass
+class Found:
+    """What a source holds: rows, each with the key "where", its place in the source."""
+
+    test: list
+    train: list = field(default_factory=list)
+    shots: list | None = None  # few-shot examples; None: the first training rows
+    left_out: list = field(default_factory=list)  # "file:line: field: reason", one per row
+    note: str = ""  # what a person should know of these rows
+
+
+# Files ---------------------------------------------------------------------------------------
 
 
 def find(source, *patterns):
@@ -45,106 +48,212 @@ def find(source, *patterns):
     source = Path(source)
     if source.is_file():
         return source
-    if found := find_all(source, *patterns):
-        return found[0]
-    raise NotFound(f"{source}: no file {' or '.join(patterns)} in it; give the folder that has it")
+    for pattern in patterns:
+        if found := sorted(source.glob(pattern)):
+            return found[0]
+    raise UserError(f"{source}: no file {' or '.join(patterns)} in it")
 
 
 def find_more(source, *patterns):
-    """A file that may be missing, such as the training half: None if it is, or SOURCE is a file."""
-    found = find_all(source, *patterns) if Path(source).is_dir() else []
-    return found[0] if found else None
-
-
-def both(source, test, train):
-    """("test", path) and ("train", path or None): each pattern, or tuple of them, is one file."""
-    test, train = ((names,) if isinstance(names, str) else names for names in (test, train))
-    return [("test", find(source, *test)), ("train", find_more(source, *train))]
-
-
-def row_files(source):
-    """The files of a folder that can hold rows, parquet before jsonl before json."""
-    endings = ("parquet", "jsonl", "json")
-    return [path for ending in endings for path in find_all(source, f"*.{ending}")]
-
-
-# Text ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def open_text(path, encoding="utf-8"):
-    """A file to read texts from, unpacked by its ending.
-
-    UserError, also while it is being read: cannot be opened, is damaged, is not encoded so.
-    """
+    """The same beside another file: None where there is none, or SOURCE is a single file."""
     try:
-        with OPENERS.get(Path(path).suffix, open)(path, "rt", encoding=encoding, newline="") as f:
-            yield f
-    except UnicodeDecodeError as e:
-        reason = f"is not {encoding} at byte {e.start}"
-        raise UserError(f"{path}: {reason}; get it as published") from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:  # zlib's: a damaged .gz
-        raise UserError(f"{path}: cannot be read: {e}; get it again") from None
+        return None if Path(source).is_file() else find(source, *patterns)
+    except UserError:
+        return None
+
+
+def find_splits(source):
+    """{split: [files]} of SOURCE, by the words in file names; a hub snapshot has, for example,
+    data/test-00000-of-00001.parquet. Of several forms of one split the first of TABLES is taken.
+
+    A single file, or a folder's only one, is the test half whatever its name says.
+    """
+    source = Path(source)
+    files = [source] if source.is_file() else table_files(source)
+    splits = {name: [] for name in SPLITS}
+    if len(files) == 1:
+        return splits | {"test": files}
+    for path in files:
+        if split := split_of(path.relative_to(source)):
+            splits[split].append(path)
+    for name, paths in splits.items():
+        form = next((end for end in TABLES if any(p.suffix == end for p in paths)), "")
+        splits[name] = [path for path in paths if path.suffix == form]
+    return splits
+
+
+def split_of(path):
+    """The split that a path's last telling word names, "" if none does."""
+    said = re.split(r"[^a-z]+", str(path).lower())
+    named = (s for word in reversed(said) for s, words in SPLITS.items() if word in words)
+    return next(named, "")
+
+
+def table_files(folder):
+    """Files below a folder that may hold records, hidden ones and descriptions apart."""
+    return sorted(
+        path for path in Path(folder).rglob("*")
+        if path.is_file() and path.suffix in TABLES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.name not in ("dataset_info.json", "dataset_infos.json")
+    )  # fmt: skip
 
 
 def read_text(path, encoding="utf-8"):
-    """The whole text of a file; Windows line ends come as \\n."""
-    with open_text(path, encoding) as f:
-        return f.read().replace("\r\n", "\n")
+    """The text of a plain or compressed file. UserError: unreadable, too large, other encoding."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+        opener = next((o for magic, o in OPENERS.items() if head.startswith(magic)), open)
+        with opener(path, "rb") as file:
+            raw = file.read(UNPACKED_CAP + 1)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:
+        raise UserError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+    if len(raw) > UNPACKED_CAP:
+        raise UserError(f"{path}: unpacks to more than {UNPACKED_CAP >> 20} MB")
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as e:
+        line = raw.count(b"\n", 0, e.start) + 1
+        raise UserError(f"{path}:{line}: is not {encoding} at byte {e.start + 1}; "
+                        f"save it as {encoding}") from None  # fmt: skip
 
 
-def lines(path, encoding="utf-8"):
-    """(line number from 1, line) of the lines that are not empty; only \\n ends one."""
-    found = enumerate(read_text(path, encoding).split("\n"), 1)
-    return [(number, line) for number, line in found if line.strip()]
+def numbered_lines(path, encoding="utf-8"):
+    """(line number from 1, line) of the lines that are not empty."""
+    lines = read_text(path, encoding).split("\n")
+    return [(number, line.rstrip("\r")) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def csv_rows(path, columns, encoding="utf-8"):
-    """(number of its last line, [values]) of each csv row. UserError if it has not so many."""
-    found = []
-    with open_text(path, encoding) as f:
-        reader = csv.reader(f)
+# Records -------------------------------------------------------------------------------------
+
+
+def form_of(path):
+    """The form of records: "parquet", "list" or "lines" (json), "csv" if it is FLARE's; or ""."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError as e:
+        raise UserError(f"{path}: {(e.strerror or str(e)).lower()}") from None
+    columns = set(re.split(rb'[,"\r]+', head.split(b"\n")[0]))
+    signs = {b"PAR1": "parquet", b"[": "list", b"{": "lines"}
+    head = head.removeprefix(b"\xef\xbb\xbf").lstrip()  # a mark that the readers refuse
+    form = next((form for sign, form in signs.items() if head.startswith(sign)), "")
+    return form or ("csv" if {b"query", b"answer"} <= columns else "")
+
+
+def read_records(path):
+    """[(where, {column: value})] of json lines, a json list, parquet, or csv with a header.
+
+    Labels in a file of their own, X-labels.lst beside X.jsonl, are put into the column `label`.
+    """
+    path, form = Path(path), form_of(path)
+    if form == "parquet":
+        return read_parquet(path)
+    if form == "list":
+        return [(f"{path}: row {i}", row) for i, row in enumerate(read_json(path, list))]
+    if form == "lines":
+        records = [(f"{path}:{line}", row) for line, row in read_jsonl(path, {})]
+        return with_labels(path, records)
+    return read_csv(path)
+
+
+def with_labels(path, records):
+    """PIQA and Social-IQA have their labels, one per line, in a file of their own."""
+    beside = path.with_name(f"{path.stem}-labels.lst")
+    if not beside.exists():
+        return records
+    labels = [line.strip() for _, line in numbered_lines(beside)]
+    if len(labels) != len(records):
+        raise UserError(f"{path}: {len(records)} rows, but {len(labels)} labels in {beside.name}; "
+                        "get both as published")  # fmt: skip
+    return [(where, record | {"label": label})
+            for (where, record), label in zip(records, labels, strict=True)]  # fmt: skip
+
+
+def read_parquet(path):
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{path}: reading parquet needs pyarrow; run: pip install pyarrow, or save "
+                        "the rows as json lines") from None  # fmt: skip
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except Exception as e:  # pyarrow has its own family of errors for every layer of the format
+        raise UserError(f"{path}: not readable as parquet: {str(e).splitlines()[0]}") from None
+    return [(f"{path}: row {i}", row) for i, row in enumerate(rows)]
+
+
+def read_json(path, kind):
+    """A json file that holds a list or a dict. UserError names file and line."""
+    text = read_text(path)
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_float=finite,
+                           parse_constant=finite)  # fmt: skip
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path}:{getattr(e, 'lineno', 1)}: not valid json: {e}") from None
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: must hold a json {kind.__name__}")
+    if kind is list and not all(isinstance(row, dict) for row in value):
+        raise UserError(f"{path}: must hold a list of objects")
+    return value
+
+
+def csv_rows(path):
+    """[(line number of its end, [cells])] of a csv file."""
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows = []
+    try:
+        for cells in reader:
+            if cells:
+                rows.append((reader.line_num, cells))
+    except csv.Error as e:
+        raise UserError(f"{path}:{reader.line_num}: not valid csv: {e}") from None
+    return rows
+
+
+def read_csv(path):
+    """Records of a csv file whose first line names the columns."""
+    rows = csv_rows(path)
+    if not rows:
+        raise UserError(f"{path}: no rows")
+    names = [name.strip() for name in rows[0][1]]
+    records = []
+    for line, cells in rows[1:]:
+        if len(cells) != len(names):
+            raise UserError(f"{path}:{line}: {len(cells)} cells, but the first line names "
+                            f"{len(names)} columns")  # fmt: skip
+        records.append((f"{path}:{line}", dict(zip(names, cells, strict=True))))
+    return records
+
+
+def place(where):
+    """The number in a record's place, "x.jsonl:7" or "x.json: row 7"."""
+    return re.search(r"(\d+)$", where)[1]
+
+
+def rows_of(records, make, left_out):
+    """make(where, record) of each record, with "where"; what it refuses goes to left_out."""
+    rows = []
+    for where, record in records:
         try:
-            for values in filter(None, reader):
-                if len(values) != columns:
-                    raise UserError(f"{path}:{reader.line_num}: row: has {len(values)} columns, "
-                                    f"not {columns}; get the file as published")  # fmt: skip
-                found.append((reader.line_num, values))
-        except csv.Error as e:
-            raise UserError(f"{path}:{reader.line_num}: row: not csv: {e}; get it again") from None
-    return found
+            rows.append(make(where, record) | {"where": where})
+        except UserError as e:
+            left_out.append(str(e))
+    return rows
 
 
-def read_arff(path):
-    """An arff file -> (attribute names, [(line, values)]): texts as they stand, None for `?`."""
-    names, rows, data = [], [], False
-    for line, text in lines(path):
-        text = text.strip()
-        if text.startswith("%"):
-            continue
-        if data:
-            values = [value.strip() for value in next(csv.reader([text], quotechar="'"))]
-            if len(values) != len(names):
-                raise UserError(f"{path}:{line}: row: has {len(values)} values for {len(names)} "
-                                "attributes; get the file as published")  # fmt: skip
-            rows.append((line, [None if value == "?" else value for value in values]))
-        elif found := re.match(r"@attribute\s+('[^']*'|\"[^\"]*\"|\S+)", text, re.I):
-            names.append(found[1].strip("'\""))
-        data = data or text.lower().startswith("@data")
-    if not names or not rows:
-        what = "@data and rows" if names else "@attribute"
-        raise UserError(f"{path}:1: {what}: missing; get the arff file as published")
-    return names, rows
+# Other forms ---------------------------------------------------------------------------------
 
 
-def read_conll(path):
+def conll_sentences(path):
     """(line number, words, tags) of each sentence; an empty line or -DOCSTART- ends one."""
     sentences, last = [], 0
-    for number, line in lines(path):
+    for number, line in numbered_lines(path):
         columns = line.split()
         if len(columns) < 2 or not re.fullmatch(r"O|[BI]-\w+", columns[-1]):
-            raise UserError(f"{path}:{number}: tag: {columns[-1]!r} is not O, B-TYPE or I-TYPE; "
-                            "a line is a word, further columns, and a tag")  # fmt: skip
+            raise UserError(f"{path}:{number}: tag: {columns[-1]!r} is not O, B-TYPE or I-TYPE")
         if columns[0] == "-DOCSTART-":
             continue
         if number != last + 1 or not sentences:
@@ -155,65 +264,19 @@ def read_conll(path):
     return sentences
 
 
-# Rows ----------------------------------------------------------------------------------------
-
-
-def read_json(path, kind):
-    """A json file that holds a list or a dict."""
-    try:
-        value = json.loads(read_text(path), object_pairs_hook=unique, parse_float=finite,
-                           parse_constant=finite)  # fmt: skip
-    except (ValueError, RecursionError) as e:
-        line = getattr(e, "lineno", 1)
-        raise UserError(f"{path}:{line}: not valid json: {e}; get it as published") from None
-    if not isinstance(value, kind):
-        form = {list: "list", dict: "object"}[kind]
-        raise UserError(f"{path}:1: must hold a json {form}; get it as published")
-    return value
-
-
-def read_parquet(path):
-    """The rows of a parquet file as dicts of plain values."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as e:  # pyarrow's errors are of these classes
-        first = str(e).splitlines()[0][:100]
-        raise UserError(f"{path}: not a readable parquet file ({first}); get it again") from None
-    # Dates and the like become texts and NaN null: json has none of them
-    return json.loads(json.dumps(rows, default=str), parse_constant=lambda _: None)
-
-
-def form_of(path):
-    """ "parquet", "list" (json), "lines" (jsonl) or "" by a file's first bytes."""
-    try:
-        with open(path, "rb") as f:
-            head = f.read(4096).lstrip()
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror.lower()}") from None
-    signs = {b"PAR1": "parquet", b"[": "list", b"{": "lines"}
-    return next((form for sign, form in signs.items() if head.startswith(sign)), "")
-
-
-def rows_of(path, fields=None):
-    """(where, dict) of each row of a json lines, json list or parquet file.
-
-    fields: as in jsonl.read_jsonl. UserError on the first row that does not have them.
-    """
-    form = form_of(path)
-    if form == "lines":
-        return [(f"{path}:{line}", row) for line, row in read_jsonl(path, fields or {})]
-    if not form:
-        raise UserError(f"{path}:1: is neither json lines, a json list nor parquet")
-    found = []
-    rows = read_parquet(path) if form == "parquet" else read_json(path, list)
-    for number, row in enumerate(rows):
-        where = f"{path}: row {number}"
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: must be an object; get the file as published")
-        check_fields(row, fields or {}, where)
-        found.append((where, row))
-    return found
+def read_arff(path):
+    """An arff file -> (attribute names, [(where, [cells])]); `?` stands for missing."""
+    names, rows, inside = [], [], False
+    for number, line in numbered_lines(path):
+        line = line.strip()
+        if inside and not line.startswith("%"):
+            cells = [cell.strip() for cell in line.split(",")]
+            if len(cells) != len(names):
+                raise UserError(f"{path}:{number}: {len(cells)} values for {len(names)} attributes")
+            rows.append((f"{path}:{number}", cells))
+        elif said := re.match(r"@attribute\s+('[^']*'|\"[^\"]*\"|\S+)", line, re.I):
+            names.append(said[1].strip("'\""))
+        inside = inside or line.lower() == "@data"
+    if not inside:
+        raise UserError(f"{path}: no @data line; an arff file is needed")
+    return names, rows

@@ -84,24 +84,40 @@ def same(given, gold, scale="", exact=False):
     return near(a, b) or (not found.scale and near(found.number, target.number))
 
 
+LIST_MARK = re.compile(r"^[ \t]*(?:[-*•]|\d{1,2}[.)])[ \t]+", re.M)
+PARTINGS = (";", r"\n", r",\s", r"[;\n]|,\s|\band\b")
+
+
 def em(prediction, row):
-    """Tolerant exact match of a row, 0.0 or 1.0: `same` for every span, in any order."""
-    golds, scale = row["answers"], row.get("scale") or ""
-    spans, said = parse(prediction, golds)
+    """Tolerant exact match of a row, 0.0 or 1.0: `same` for every span, in any order.
+
+    Several spans may be parted by semicolons, as the question asks for, by lines with or without
+    the marks of a list, or by commas and "and".
+    """
+    golds = [gold for gold in row["answers"] if gold.strip()]  # a few rows hold an empty one
+    if len(golds) < 2:
+        return float(fits(*parse(prediction, golds), golds, row))
+    prediction = LIST_MARK.sub("", prediction)
+    ways = (parse(prediction, golds, parting) for parting in PARTINGS)
+    return float(any(fits(*way, golds, row) for way in ways))
+
+
+def fits(spans, said, golds, row):
+    """Does every span agree with a gold answer of its own? `said`: the scale of their numbers."""
     if len(spans) != len(golds):
-        return 0.0
+        return False
     spans = [f"{span} {said}" if said and quantity(span) else span for span in spans]
-    exact = row["answer_type"] == "count"
-    fits = [[j for j, g in enumerate(golds) if same(span, g, scale, exact)] for span in spans]
-    return float(all_matched(fits, len(golds)))
+    scale, exact = row.get("scale") or "", row["answer_type"] == "count"
+    agree = [[j for j, g in enumerate(golds) if same(span, g, scale, exact)] for span in spans]
+    return all_matched(agree, len(golds))
 
 
-def all_matched(fits, count):
-    """Can every span have a gold of its own? fits[i]: golds that span i agrees with (Kuhn 1955)."""
+def all_matched(agree, count):
+    """Can every span have a gold of its own? agree[i]: golds that fit span i (Kuhn 1955)."""
     owner = [None] * count
 
     def place(i, tried):
-        for j in fits[i]:
+        for j in agree[i]:
             if j not in tried:
                 tried.add(j)
                 if owner[j] is None or place(owner[j], tried):
@@ -109,23 +125,23 @@ def all_matched(fits, count):
                     return True
         return False
 
-    return all(place(i, set()) for i in range(len(fits)))
+    return all(place(i, set()) for i in range(len(agree)))
 
 
 # Spans and scale of a text -------------------------------------------------------------------
 
 
-def spans_of(prediction, golds):
+def spans_of(prediction, golds, parting=";"):
     """The parts between semicolons, unless the one gold answer holds a semicolon itself."""
     split = len(golds) > 1 or ";" not in golds[0]
-    parts = prediction.split(";") if split else [prediction]
+    parts = re.split(parting, prediction) if split else [prediction]
     return [part.strip() for part in parts if part.strip()]
 
 
-def parse(prediction, golds):
+def parse(prediction, golds, parting=";"):
     """(spans, scale) of a text: the scale that its numbers name, taken off them. Where they name
     several, the words stay and the scale is ""."""
-    spans = spans_of(prediction, golds)
+    spans = spans_of(prediction, golds, parting)
     scales = {q.scale for span in spans if (q := quantity(span)) and q.scale}
     if len(scales) != 1:
         return spans, ""
@@ -157,10 +173,8 @@ def original(prediction, row):
     that of the sets of words, rounded to two decimals; for arithmetic and counts it is the match.
     """
     golds, gold_scale = row["answers"], row.get("scale") or ""
-    ways = [
-        parse(prediction, golds),
-        (spans_of(prediction, golds), ""),
-    ]  # "£3m" may be gold's words
+    # Gold may hold the scale in its own words, as in "£3m"
+    ways = [parse(prediction, golds), (spans_of(prediction, golds), "")]
     return max(original_scores(*way, golds, gold_scale, row["answer_type"]) for way in ways)
 
 

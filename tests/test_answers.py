@@ -46,6 +46,11 @@ def values(name, row, reply, style="direct"):
         ("yes, but [[None]]", None, None),  # it declines
         ("[[]]", None, None),
         ("ｙｅｓ не", None, None),
+        ("Yes.\nText: Another case\nAnswer: no", None, "yes"),  # it goes on asking itself
+        ("Yes.\n\nI was asked: [[no]]", None, "yes"),
+        ("yes\nno", None, "yes"),
+        ("yes\nThe answer is no\nno", None, "no"),  # two names on lines of their own
+        ("\nyes" + "\n" * 20 + "no", None, "yes"),
         ("", None, None),
     ],
 )
@@ -61,6 +66,8 @@ def test_a_label_is_read_from_a_direct_reply(reply, strict, flexible):
         ("bad", None, "bad"),  # right, but not in the asked form
         ("Selection: [[not good]]", None, None),
         ("It is bad. Selection: [[X]]", None, "bad"),
+        ("Good\nas it looks. Selection: [[bad]]", "bad", "bad"),
+        ("Good\nThe answer is bad", None, "bad"),  # only a direct reply answers at once
         ("good. Selection: bad", None, "good"),
         ("Selection: [[good]] and [[bad]]", "good", "bad"),
         ("It is not good", None, None),
@@ -160,6 +167,9 @@ def test_a_direct_number_is_the_whole_reply_or_what_is_marked():
 def test_words_are_right_up_to_case_articles_and_tolerance():
     assert values("nq_open", NQ, "the new york") == {"missing": 0, "em": 1, "em_strict": 1}
     assert values("nq_open", NQ, "The answer is NYC") == {"missing": 0, "em": 1, "em_strict": 0}
+    blood = {"answers": ["A+", "AB+"], "answer": "A+"}  # without punctuation and articles: nothing
+    assert values("nq_open", blood, "a+")["em"] == 1 == values("nq_open", blood, "AB+")["em"]
+    assert values("nq_open", blood, "the")["em"] == values("nq_open", blood, "!")["em"] == 0
     assert values("nq_open", NQ, "York")["em"] == values("nq_open", NQ, "")["em"] == 0
     assert values("financebench", BENCH, "Selection: [[$1,580]]", "cot")["em"] == 1
     assert values("financebench", BENCH, "Selection: [[$1,600]]", "cot")["em"] == 0

@@ -94,6 +94,27 @@ def test_several_spans_match_in_any_order_each_once():
     assert tatqa.em("sales; costs", row("sales; costs", kind="span")) == 1
 
 
+@pytest.mark.parametrize("text", ["2018; 2019", "2019\n2018", "- 2019\n- 2018", "1. 2019\n2) 2018",
+                                  " 2018, 2019", "2018 and 2019", "2018,\n2019\n"])  # fmt: skip
+def test_several_spans_may_be_parted_as_a_list(text):
+    assert tatqa.em(text, row("2019", "2018")) == 1
+    assert tatqa.em(text, row("2019", "2017")) == 0
+
+
+def test_a_list_is_parted_for_several_spans_only():
+    assert tatqa.em("sales and costs", row("sales and costs", kind="span")) == 1
+    assert tatqa.em("- 5", row("5")) == 1 and tatqa.em("5, 6", row("5")) == 0
+    assert tatqa.em("land, net\nsales and costs", row("sales and costs", "land, net")) == 1
+    assert tatqa.em("1,000, 2,500", row("2,500", "1,000")) == 1
+    assert tatqa.em("sales and costs, rent", row("rent", "sales and costs")) == 1
+    assert tatqa.em("brand", row("br", "d")) == 0
+
+
+def test_an_empty_gold_answer_asks_for_nothing():
+    assert tatqa.em("sales; costs", row("costs", "", "sales")) == 1
+    assert tatqa.em("sales", row("sales", " ")) == 1 and tatqa.em("", row("sales", "")) == 0
+
+
 def test_spans_and_scale_are_taken_apart():
     assert tatqa.parse("3.2 million", ["3"]) == (["3.2"], "million")
     assert tatqa.parse(" 15 % ", ["3"]) == (["15"], "percent")
