@@ -17,6 +17,7 @@ from rows import LETTERS
 
 CHOSEN = ("label", "letter", "text", "blank")
 OPEN = ("number", "short", "free")
+RUN_ON = re.compile(r"(?<=\S)\s*\n\s*(?:Text|Question|Q|Context|Input)\s*:")  # a prompt's frame
 
 # Reading an answer ---------------------------------------------------------------------------
 
@@ -30,10 +31,12 @@ def read_reply(task, row, reply, style):
     exam:                       what follows "Answer:"
     exact, summary, chat:       the reply
     """
-    if task.answer in CHOSEN:
-        return read_choice(task, row, reply, style)
-    if task.answer in OPEN:
-        return read_open(task, reply, style)
+    if task.answer in (*CHOSEN, *OPEN):
+        # A base model goes on with the next question of its own: what stands before it counts
+        own = RUN_ON.split(reply, maxsplit=1)[0]
+        strict, flexible = read_one(task, row, reply, style)
+        mine, found = read_one(task, row, own, style)
+        return (mine or strict if style == "cot" else strict), flexible if found is None else found
     if task.answer == "entities":
         lines = [line for line in reply.splitlines() if line.strip()]
         found = len(scorers.parse_entities(reply))
@@ -41,6 +44,12 @@ def read_reply(task, row, reply, style):
     if task.answer == "exam":
         return (extract.exam_answer(reply),) * 2
     return (reply.strip() or None,) * 2
+
+
+def read_one(task, row, reply, style):
+    if task.answer in CHOSEN:
+        return read_choice(task, row, reply, style)
+    return read_open(task, reply, style)
 
 
 def read_choice(task, row, reply, style):
@@ -144,6 +153,9 @@ def judge_reply(task, row, reply, style):
         values["em"], values["em_strict"] = (
             right_words(task, row, given) for given in (flexible, strict)
         )
+        if task.answer == "short" and style == "direct":  # a cut at a stop ends "St. Louis" early
+            line = reply.strip().partition("\n")[0]
+            values["em"] = max(values["em"], right_words(task, row, line))
     elif task.answer == "exam":
         right = float(extract.exam_right(reply, row["answer"]))
         values["acc"] = values["acc_strict"] = right

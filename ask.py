@@ -26,6 +26,8 @@ from jsonl import sha
 ANSWER = {"id": str, "logprobs?": list, "text?": str, "finish?": str}  # a line of answers.jsonl
 # MT-Bench's temperatures (FastChat's): what is to be creative is sampled, the rest greedy
 TEMPERATURE = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
+# Kinds of answers that have no blank line in them
+ONE_PARAGRAPH = ("label", "letter", "text", "blank", "number", "short", "entities", "exact", "exam")
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Asker:
     model: Any = None  # None: the server answers
     tokenizer: Any = None
     device: Any = None
+    left_out: list = None  # "row ID: reason" of rows that could not be asked, of the task at hand
 
     def key(self, *asked):
         return sha([self.identity, *asked])
@@ -58,8 +61,8 @@ def choice_families(pairs, limit):
     if len(heads[0]) > 1 and all(h == heads[0] for h in heads):
         return [packing.family(heads[0], choices)]
     if not all(heads):
-        raise UserError(f"a choice of {max(map(len, choices))} tokens exceeds the model's context "
-                        f"of {limit}")  # fmt: skip
+        raise UserError(f"choices: one of {max(map(len, choices))} tokens exceeds the model's "
+                        f"context of {limit}")  # fmt: skip
     return [
         packing.document(h + c, np.array([False] * len(h) + [True] * len(c)))
         for h, c in zip(heads, choices, strict=True)
@@ -98,17 +101,21 @@ def score_families(model, families, batch_tokens, device, title):
 
 
 def ask_choices(asker, task, way, rows, shots, title):
-    """[(arguments, resps, log-probs of the choices, truncated)], one per row."""
+    """[(arguments, resps, log-probs of the choices, truncated)], one per row; None of a row that
+    cannot be asked, with the reason in asker.left_out."""
     limit, tokenizer = asker.model.config.max_position_embeddings, asker.tokenizer
-    asked = [prompts.encode_choices(tokenizer, task, way, row, shots) for row in rows]
-    keys = [asker.key("choices", pairs) for pairs in asked]
+    asked = []  # (key, (context, choice) pairs) of each row, None of one that cannot be asked
     families, owner, parts = [], [], {}  # parts: key -> [log-probs of each of its families]
-    for row, key, pairs in zip(rows, keys, asked, strict=True):
+    for row in rows:
+        try:
+            pairs = prompts.encode_choices(tokenizer, task, way, row, shots)
+            found = choice_families(pairs, limit)
+        except UserError as e:
+            asker.left_out.append(f"row {row['id']}: {e}")
+            asked.append(None)
+            continue
+        asked.append((key := asker.key("choices", pairs), pairs))
         if key not in asker.records and key not in parts:
-            try:
-                found = choice_families(pairs, limit)
-            except UserError as e:
-                raise UserError(f"row {row['id']}: choices: {e}") from None
             families += found
             owner += [(key, i) for i in range(len(found))]
             parts[key] = [None] * len(found)
@@ -120,9 +127,14 @@ def ask_choices(asker, task, way, rows, shots, title):
         if all(parts[key]):
             asker.add({"id": key, "logprobs": [value for values in parts[key] for value in values]})
     answers = []
-    for key, pairs in zip(keys, asked, strict=True):
+    for row_asked in asked:
+        if row_asked is None:
+            answers.append(None)
+            continue
+        key, pairs = row_asked
         scores = asker.records[key]["logprobs"]
-        texts = [[tokenizer.decode(ids, skip_special=False) for ids in pair] for pair in pairs]
+        seen = [((context + c)[-(limit + 1) : -len(c)], c) for context, c in pairs]
+        texts = [[tokenizer.decode(ids, skip_special=False) for ids in pair] for pair in seen]
         pairs_of = [[value, None] for value in scores]  # lm-eval's (log-prob, is greedy)
         truncated = max(len(context) + len(c) for context, c in pairs) > limit + 1
         answers.append((texts, [[pair] for pair in pairs_of], scores, truncated))
@@ -160,9 +172,10 @@ def local_replies(asker, jobs, new_tokens, title):
 def server_replies(asker, jobs, new_tokens, title):
     """The same from an OpenAI-compatible server; jobs {key: (messages, temperature)}.
 
-    UserError, when all that came is in the log, if some did not come.
+    -> {key: why the server refuses it}: prompts that it would refuse another time, too. UserError,
+    when all that came is in the log, if others did not come, or if it refuses everything.
     """
-    cfg, failed = asker.cfg, []
+    cfg, failed, refused = asker.cfg, [], {}
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     check_endpoint(cfg.base_url, key)
     names, bodies = list(jobs), []
@@ -171,14 +184,19 @@ def server_replies(asker, jobs, new_tokens, title):
         bodies.append(body | {"max_tokens": new_tokens, "seed": int(name[:7], 16)})
     replies = ask_http(bodies, cfg, key)
     for i, reply in tqdm(replies, title, len(bodies), unit="reply", disable=title is None):
-        if isinstance(reply, Unanswered):
-            failed.append(f"row of prompt {names[i][:10]}: {reply}")
-        else:
+        if not isinstance(reply, Unanswered):
             asker.add({"id": names[i], "text": clean(reply["raw"]), "finish": reply["finish"]})
-    if missing := [name for name in names if name not in asker.records]:
+        elif reply.refused:
+            refused[names[i]] = str(reply)
+        else:
+            failed.append(str(reply))
+    missing = [name for name in names if name not in asker.records]
+    if len(missing) > len(refused) or missing and not asker.records:
+        first = (failed or [*refused.values()] or ["not asked"])[0]
         raise UserError(f"{cfg.base_url} left {len(missing):,} of {len(names):,} prompts without a "
-                        f"reply, the first with: {failed[0] if failed else 'not asked'}. All "
-                        "replies are kept: the same command goes on")  # fmt: skip
+                        f"reply, the first with: {first}. All replies are kept: the same command "
+                        "goes on")  # fmt: skip
+    return refused
 
 
 def clean(text):
@@ -186,36 +204,51 @@ def clean(text):
     return text.replace("\0", "\ufffd")
 
 
+def shortened(ids, limit):
+    """A prompt of at most `limit` ids: cut in the middle, as instructions stand at its beginning
+    and the question at its end."""
+    head = limit // 4
+    return ids if len(ids) <= limit else ids[:head] + ids[head - limit :]
+
+
 def replies_to(asker, task, way, rows, shots, said, title):
-    """[(prompt as text, {"text", "finish"}, truncated)] for the last user turns `said` of rows."""
-    asked, jobs = [], {}
+    """[(argument, {"text", "finish"}, truncated)] for the last user turns `said` of rows; None of a
+    row that cannot be asked, with the reason in asker.left_out."""
+    asked, jobs, refused = [], {}, {}
     for row, words in zip(rows, said, strict=True):
         warm = TEMPERATURE.get(row.get("category"), 0.0) if task.answer == "chat" else 0.0
         truncated = False
-        if asker.model is None:
-            prompt = prompts.messages(task, way, row, shots, words)
-            shown = "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
-        else:
-            ids = prompts.encode_prompt(asker.tokenizer, task, way, row, shots, words)
-            room = asker.model.config.max_position_embeddings
-            limit = max(room // 2, room - way.max_new_tokens)  # a small context: half and half
-            truncated = len(ids) > limit
-            # The end of a prompt holds the question: cut behind BOS, and counted
-            prompt = ids[:1] + ids[1 - limit :] if truncated else ids
-            shown = asker.tokenizer.decode(prompt, skip_special=False)
+        try:
+            if asker.model is None:
+                prompt = prompts.messages(task, way, row, shots, words)
+                shown = "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+            else:
+                ids = prompts.encode_prompt(asker.tokenizer, task, way, row, shots, words)
+                room = asker.model.config.max_position_embeddings
+                limit = max(room // 2, room - way.max_new_tokens)  # a small context: half and half
+                prompt, truncated = shortened(ids, limit), len(ids) > limit
+                shown = asker.tokenizer.decode(prompt, skip_special=False)
+        except UserError as e:
+            asker.left_out.append(f"row {row['id']}: {e}")
+            asked.append(None)
+            continue
         key = asker.key("reply", prompt, way.max_new_tokens, warm)
-        asked.append((shown, key, truncated, warm))
+        kwargs = {"do_sample": warm > 0, "max_gen_toks": way.max_new_tokens}
+        asked.append((key, [shown, kwargs | ({"temperature": warm} if warm else {})], truncated))
         if key not in asker.records:
             jobs[key] = prompt, warm
-    if jobs:
-        ask = server_replies if asker.model is None else local_replies
-        ask(asker, jobs, way.max_new_tokens, title)
-    kwargs = {"do_sample": False, "max_gen_toks": way.max_new_tokens}
-    return [
-        ([shown, kwargs if not warm else kwargs | {"do_sample": True, "temperature": warm}],
-         asker.records[key], truncated)
-        for shown, key, truncated, warm in asked
-    ]  # fmt: skip
+    if jobs and asker.model is None:
+        refused = server_replies(asker, jobs, way.max_new_tokens, title)
+    elif jobs:
+        local_replies(asker, jobs, way.max_new_tokens, title)
+    found = []
+    for row, row_asked in zip(rows, asked, strict=True):
+        if row_asked and row_asked[0] in refused:
+            asker.left_out.append(f"row {row['id']}: refused: {refused[row_asked[0]]}")
+            row_asked = None
+        key, argument, truncated = row_asked or (None, None, None)
+        found.append(row_asked and (argument, asker.records[key], truncated))
+    return found
 
 
 def ask_replies(asker, task, way, rows, shots, title):
@@ -225,23 +258,27 @@ def ask_replies(asker, task, way, rows, shots, title):
     talks = [[turn[0]] for turn in turns]  # user, assistant, user ...
     answers = [([], [], [], False, "stop") for _ in rows]
     for k in range(max(map(len, turns))):
-        here = [i for i, turn in enumerate(turns) if k < len(turn)]
+        here = [i for i, turn in enumerate(turns) if k < len(turn) and answers[i]]
         if k:
             for i in here:
                 talks[i] += [answers[i][2][-1], turns[i][k]]
-        said = [talks[i] for i in here]
         name = title and (f"{title}, turn {k + 1}" if k else title)
+        said = [talks[i] for i in here]
         found = replies_to(asker, task, way, [rows[i] for i in here], shots, said, name)
-        for i, (argument, reply, truncated) in zip(here, found, strict=True):
-            text = reply.get("text") or ""
-            if not way.chat_template and way.style == "direct" and asker.model:
-                text = text.split("\n\n")[0]  # a plain continuation ends with a blank line
+        for i, row_found in zip(here, found, strict=True):
+            if row_found is None:
+                answers[i] = None
+                continue
+            argument, reply, truncated = row_found
+            text, ended = reply.get("text") or "", reply["finish"]
+            if not way.chat_template and way.style == "direct" and task.answer in ONE_PARAGRAPH:
+                # Without a template nothing else ends an answer: the model writes the next question
+                first, more, _ = text.partition("\n\n")
+                text, ended = first, "stop" if more else ended
             arguments, resps, texts, cut, finish = answers[i]
-            arguments.append(argument)
-            resps.append([text])
-            texts.append(text)
-            finish = finish if finish != "stop" else reply["finish"]
-            answers[i] = arguments, resps, texts, cut or truncated, finish
+            finish = finish if finish != "stop" else ended
+            answers[i] = ([*arguments, argument], [*resps, [text]], [*texts, text],
+                          cut or truncated, finish)  # fmt: skip
     return answers
 
 
@@ -253,13 +290,19 @@ def samples_of(asker, task, way, rows, shots, scorer, title):
     samples = []
     if way.mode == "loglikelihood":
         found = ask_choices(asker, task, way, rows, shots, title)
-        for row, (arguments, resps, scores, truncated) in zip(rows, found, strict=True):
+        for row, row_found in zip(rows, found, strict=True):
+            if row_found is None:
+                continue
+            arguments, resps, scores, truncated = row_found
             prediction, values = scorer.judge_choices(task, row, scores)
             entry = sample(row, arguments, resps, [pair for [pair] in resps], prediction, values)
             samples.append(entry | {"strict": prediction, "truncated": truncated, "finish": None})
         return samples
     found = ask_replies(asker, task, way, rows, shots, title)
-    for row, (arguments, resps, texts, truncated, finish) in zip(rows, found, strict=True):
+    for row, row_found in zip(rows, found, strict=True):
+        if row_found is None:
+            continue
+        arguments, resps, texts, truncated, finish = row_found
         reply = "\n\n".join(texts)
         prediction, strict, values = scorer.judge_reply(task, row, reply, way.style)
         entry = sample(row, arguments, resps, [prediction], prediction, values)

@@ -85,12 +85,28 @@ def task_table(board):
         body += (
             f'<td class="left">{metric}</td><td class="left">{text(way)}</td><td>{majority}</td>'
         )
-        body += "".join(map(cell, cells[:count])) + changes(cells[count:], entry["differences"])
+        for shown, found in zip(cells[:count], entry["scores"].values(), strict=True):
+            beside = board_text.beside(found, entry["metric"])
+            body += cell(shown).replace(
+                "</td>", f"{beside and f'<br><small>{beside}</small>'}</td>"
+            )
+        body += changes(cells[count:], entry["differences"])
         groups.setdefault(entry["capability"], []).append(f"<tr>{body}</tr>")
     heads = heads_of(board, "task", "n", "metric", "asked by", "majority")
     rows = [f'<tr class="group"><td colspan="{len(heads)}">{text(name.replace("_", " "))}</td></tr>'
             + "".join(members) for name, members in groups.items()]  # fmt: skip
     return wide(heads, rows)
+
+
+def metric_table(board):
+    """Folded: every metric of every task, with the most frequent answer's value."""
+    rows = []
+    for name, metric, majority, *cells in board_text.metric_rows(board):
+        body = f'<td>{text(name)}</td><td class="left">{text(metric)}</td><td>{majority}</td>'
+        rows.append(f"<tr>{body}{''.join(map(cell, cells))}</tr>")
+    heads = ["<th>task</th>", '<th class="left">metric</th>', "<th>majority</th>"]
+    heads += [f"<th>{swatch(c, board)}</th>" for c in board["checkpoints"]]
+    return f"<details><summary>Every metric</summary>{wide(heads, rows)}</details>"
 
 
 def outside_table(board):
@@ -228,7 +244,7 @@ def html(board, drawn, examples):
         f"each with the same weight. Differences (&Delta;) are to {text(first)}, paired on the "
         f"same rows, and coloured where the interval excludes 0.</p>{mean_table(board)}"
         + figures.get("Means", ""),
-        f"<h2>Tasks</h2>{task_table(board)}{figures.get('Every task', '')}"
+        f"<h2>Tasks</h2>{task_table(board)}{metric_table(board)}{figures.get('Every task', '')}"
         f"{figures.get('Differences', '')}",
         f"<h2>Outside the means</h2>{outside_table(board)}",
         "<h2>What the scores hide</h2><p>Replies without an answer count as wrong; above "

@@ -76,6 +76,25 @@ def task_rows(board):
     return rows
 
 
+def beside(found, score):
+    """ "mcc 12.3, balanced 45.6": without them accuracy says little where one label dominates."""
+    names, metrics = {"mcc": "mcc", "balanced_acc": "balanced"}, found["metrics"]
+    return ", ".join(f"{word} {metrics[metric]['score']:.1f}" for metric, word in names.items()
+                     if metric in metrics and metric != score)  # fmt: skip
+
+
+def metric_rows(board):
+    """[task, metric, majority, a value per checkpoint]: all that was measured."""
+    rows = []
+    for name, entry in board["tasks"].items():
+        measured = [cell["metrics"] for cell in entry["scores"].values()]
+        for metric in dict.fromkeys(metric for found in measured for metric in found):
+            cells = [shown(found[metric]) if metric in found else "" for found in measured]
+            if any(cells) and metric != "missing":  # reply_rows has it
+                rows.append([name, metric, percent(entry["baseline"].get(metric)), *cells])
+    return rows
+
+
 def reply_rows(board):
     """[task, rows left out, "% without an answer / prompts cut / replies cut" per checkpoint].
 
@@ -134,6 +153,8 @@ def markdown(board, drawn):
     if board["outside"]:
         lines += ["## Outside the means", "",
                   *table(["task", "why"], map(list, board["outside"].items()))]  # fmt: skip
+    heads = ["task", "metric", "majority", *board["checkpoints"]]
+    lines += ["## Every metric", "", *table(heads, metric_rows(board))]
     lines += ["## Replies", "",
               "Without an answer / prompts cut to fit / replies cut by length.", "",
               *table(["task", "rows left out", *board["checkpoints"]],

@@ -170,7 +170,8 @@ def open_asker(cfg):
         asker.model = Llama.from_pretrained(cfg.init_from, device, dtype).eval()
         asker.tokenizer.check_fits(asker.model.config.vocab_size)
         asker.identity = {"weights": parallel.on_rank0(sha_of_weights, cfg.init_from),
-                          "tokenizer": asker.tokenizer.sha, "dtype": str(dtype)}  # fmt: skip
+                          "tokenizer": asker.tokenizer.sha, "dtype": str(dtype),
+                          "stops": sorted(asker.tokenizer.stop_ids)}  # fmt: skip
     with contextlib.ExitStack() as stack:
         own = path if rank == 0 else part_of(path, rank)
         if rank == 0:
@@ -205,26 +206,31 @@ def run_task(name, way, asker, rank, world):
     place = {row["id"]: number for number, row in enumerate(rows)}
     shots = load_rows(name, path.with_stem(f"{name}_shots"))[0] if way.fewshot else []
     scorer, title = SCORERS[cfg.scorer], name if rank == 0 else None
-    mine = fixed_sample(rows, cfg.limit)[rank::world]
+    mine, asker.left_out = fixed_sample(rows, cfg.limit)[rank::world], []
     try:
         samples = samples_of(asker, task, way, mine, shots, scorer, title) if mine else []
     except UserError as e:
         raise UserError(f"{path}: {e}") from None
+    not_asked = [f"{path}: {problem}" for problem in asker.left_out]
     samples = [{"doc_id": place[s["doc"]["id"]]} | s for s in samples]
     if world > 1:
         parts = [None] * world
-        dist.all_gather_object(parts, samples)
-        samples = sorted((s for part in parts for s in part), key=lambda s: s["doc_id"])
-    fields = Counter(re.search(r":\d+: (\w+)", problem)[1] for problem in left_out)
+        dist.all_gather_object(parts, (samples, not_asked))
+        samples = sorted((s for part, _ in parts for s in part), key=lambda s: s["doc_id"])
+        not_asked = [problem for _, part in parts for problem in part]
+    if not samples:
+        raise UserError(f"{name}: no row could be asked; the first: {not_asked[0]}")
+    total, left_out = len(rows) + len(left_out), left_out + not_asked
+    fields = Counter(re.search(r":(?:\d+| row .*?): (\w+)", problem)[1] for problem in left_out)
     if left_out and rank == 0:
-        print(f"{path}: {len(rows) + len(left_out):,} rows = {len(rows):,} used + "
-              f"{len(left_out):,} left out; the first: {left_out[0]}")  # fmt: skip
+        print(f"{path}: {total:,} rows = {total - len(left_out):,} used + {len(left_out):,} left "
+              f"out; the first: {left_out[0]}")  # fmt: skip
     tokenizer = asker.tokenizer
     entry = {
         "title": task.title, "capability": task.capability, "kind": task.kind,
         "novelty": task.novelty,
         **summary(name, samples, scorer),
-        "rows": {"in": len(rows) + len(left_out), "used": len(rows), "left_out": fields},
+        "rows": {"in": total, "used": total - len(left_out), "left_out": fields},
         "asked": {
             # two results with other values here are not compared
             "mode": way.mode, "style": way.style, "fewshot": way.fewshot,

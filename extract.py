@@ -62,7 +62,8 @@ def extract_label(reply, labels):
     """
     canon = {folded(label, labels): label for label in labels}
     pattern = label_pattern(labels)
-    given = [m for m in re.finditer(pattern, reply) if not DENIED.search(before(reply, m))]
+    given = [m for m in re.finditer(pattern, reply)
+             if not DENIED.search(before(reply, m)) and not determiner(reply, m)]  # fmt: skip
     names = [canon.get(folded(m[1], labels)) for m in given]
     if len(set(names)) < 2:
         return names[0] if names else None
@@ -71,6 +72,13 @@ def extract_label(reply, labels):
             return name
     opens = not re.search(r"\w", reply[: given[0].start()])
     return names[0] if opens and not listed(reply, given) else None
+
+
+def determiner(reply, found):
+    """Is it the "no" of "there is no doubt"? At the head of a reply, or concluded, it answers."""
+    follows = found[1].lower() == "no" and re.match(r"\s[a-z]", reply[found.end() :])
+    inside = re.search(r"\w", reply[: found.start()])
+    return bool(follows and inside and not CONCLUDED.search(before(reply, found)))
 
 
 def listed(reply, given):
@@ -109,30 +117,38 @@ def extract_letter(reply, letters):
     """The letter chosen, by the surest sign there is; None if there is none or they contradict.
 
     In this order: the last [[A]] or boxed{A}; the last "answer is (A)"; the options named and not
-    ruled out ("not option C", "option A is wrong"), if it is one; a first line "A" or "A. ..",
-    unless all options are listed. "A or B" is neither. A bare lower-case "a" is never a choice:
-    nearly every text holds that word.
+    ruled out ("not option C", "option A is wrong"), if it is one; "therefore B", "I choose B", "B
+    is correct"; a first line "A" or "A. ..", unless all options are listed. "A or B" is neither. A
+    bare lower-case "a" is never a choice: nearly every text holds that word.
     """
     names, whole, reply = "".join(letters), reply, " ".join(reply.split())
     marked = re.findall(rf"(?:\[\[|boxed\{{) ?([{names}]) ?(?:\]\]|\}})", reply, re.I)
     if marked:
         return marked[-1].upper()
     # "The answer is A bond that pays": an article; "is A because", "option A pays": none
-    word = r"\b(?i:options?|choices?)"
+    word, is_ = r"\b(?i:options?|choices?)", r"(?:\s+(?:is|(?:would|should|must)\s+be))?"
     one = (
         rf"[\s*\[(\"]*([{names}])(?![\w'’]|-\w)(?!(?<=A)(?<!ption A)(?<!hoice A)"
         r"\s+(?!(?:and|as|because|but|for|is|not|or|since)\b)[a-z])"
         rf"(?:\W{{0,3}}(?:/|or\b|and\b)\s?(?:{word}\s)?\W{{0,2}}([{names}])(?![\w'’]|\s[a-z]))?"
     )
-    answers = re.findall(
-        rf"(?i:answer|selection)[\"*]*(?:\s+is)?\s*[:=]?\s*(?:{word})?{one}", reply
-    )
+    answers = re.findall(rf"(?i:answer|selection)[\"*]*{is_}\s*[:=]?\s*(?:{word})?{one}", reply)
     if answers:
         first, second = answers[-1]
         return first if second in ("", first) else None
-    named = re.finditer(rf"{word}(?:\s+is)?\s*[:=]?{one}(?!\W*is\s+(?:not|wrong|incorrect))", reply)
+    lower = names[1:].lower()  # "answer: c", but never "a"
+    small = re.findall(rf"(?i:answer|selection)(?:\sis\s|\s?[:=])\s?\(?([{lower}])(?!\w)", reply)
+    if small:
+        return small[-1].upper()
+    named = re.finditer(rf"{word}{is_}\s*[:=]?{one}(?!\W*is\s+(?:not|wrong|incorrect))", reply)
     left = {letter for m in named if not DENIED.search(before(reply, m)) for letter in m.groups()}
     left -= {None}
+    if left:
+        return left.pop() if len(left) == 1 else None
+    drawn = re.finditer(rf"\b(?i:therefore|thus|hence|so|choose|select|pick)[,:]?\s{one}", reply)
+    right = r"\sis\s(?:the\s)?(?i:correct|right|best)\b"
+    said = re.finditer(rf"(?<![\w'’-])([{names}]){right}", reply)
+    left = {m[1] for m in (*drawn, *said) if not DENIED.search(before(reply, m))}
     if left:
         return left.pop() if len(left) == 1 else None
     first_line = whole.strip().partition("\n")[0]

@@ -19,7 +19,7 @@ import answers
 from config import UserError, parse
 from evaluate import print_table, summary
 from jsonl import sha, write_jsonl, write_text
-from judge import BROKEN, decided
+from judge import BROKEN, PROMPTS, decided
 from logs import tally
 from results import read_result, read_samples
 from tasks import TASKS
@@ -85,9 +85,11 @@ def value_of(name, row, sample, verdicts, counts):
     return None if None in marks else sum(marks) / len(marks)
 
 
-def judge_name(cfg):
-    """What stands in a result: other judges' scores are not compared with these."""
-    return {"http": f"http:{cfg.model}", "local": f"local:{cfg.judge_from}"}.get(cfg.judge, "exact")
+def judge_name(cfg, kind, verdicts):
+    """What stands in a result: scores by another judge, or asked otherwise, are not compared."""
+    asked = [PROMPTS[kind], cfg.votes, cfg.asks, cfg.max_tokens, cfg.seed]
+    name = next((verdict["judge"] for verdict in verdicts.values()), cfg.judge)
+    return f"{name} {sha(asked)[:8]}"
 
 
 def main(words):
@@ -122,7 +124,8 @@ def main(words):
         write_jsonl(out / f"samples_{name}.jsonl", samples)
         entry = result["tasks"][name]
         entry |= summary(name, samples, answers)
-        entry["asked"]["judge"], entry["judged"] = judge_name(cfg), counts
+        entry["asked"]["judge"] = judge_name(cfg, TASKS[name].judge, verdicts)
+        entry["judged"] = counts
     write_text(out / "results.json", json.dumps(result, indent=1) + "\n")
     print_table(result | {"tasks": {name: result["tasks"][name] for name in names}, "skipped": {}})
     complain(cfg, logged, lost, refused)

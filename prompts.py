@@ -76,27 +76,32 @@ def examples(way, shots, row):
     return fitting[: way.fewshot]
 
 
+def systems(task, way):
+    """System texts beside the description. What asks for a chain of thought and its closing form
+    is never lost: a task's own message has it, one from the command line gets it behind."""
+    thought = reasoning(task) if way.style == "cot" else ""
+    return [way.system, thought] if way.system else [task.system or thought]
+
+
 def instructions(task, way, row):
     """System message of a chat, or the head of a plain prompt; "" if there is none."""
-    system = way.system or task.system
-    if not system and way.style == "cot":
-        system = reasoning(task)
     try:
-        return "\n\n".join(filter(None, [system, task.description.format(**row)]))
+        return "\n\n".join(filter(None, [*systems(task, way), task.description.format(**row)]))
     except KeyError as e:
         raise UserError(f"row {row['id']}: {e.args[0]}: missing, but the prompt names it") from None
 
 
 def instructions_sha(task, way):
     """Of what is said beside the rows' own words."""
-    thought = reasoning(task) if way.style == "cot" else ""
-    return sha([way.system or task.system or thought, task.description])
+    return sha([*systems(task, way), task.description])
 
 
 def messages(task, way, row, shots, said):
     """The conversation whose next turn is asked for. `said`: the last user turn, or the turns of a
     conversation that has begun: user, assistant, user ..."""
     head = instructions(task, way, row)
+    if task.description:
+        head += "\n\n"  # as lm-eval has it; Llama-3's template trims it, ChatML's does not
     turns = [said] if isinstance(said, str) else said
     for shot in reversed(examples(way, shots, row)):
         turns = [*example(task, way, shot), *turns]

@@ -82,6 +82,10 @@ def difference(a, b, name, metric=None):
     task, result = TASKS[name], read_result(a)
     sides = paired(a, b, name)
     metric = metric or result["tasks"][name].get("metric") or task.metrics[0]
+    marked = [[metric in sample["metrics"] for sample in samples] for samples in sides]
+    if any(map(any, marked)):  # a value per row: only rows that have it on both sides are a pair
+        both = [x and y for x, y in zip(*marked, strict=True)]
+        sides = [[s for s, ok in zip(samples, both, strict=True) if ok] for samples in sides]
     scores, draws = [], []
     for folder, samples in zip((a, b), sides, strict=True):
         found = scorer_of(result).measures(task, samples)

@@ -84,6 +84,13 @@ def why_outside(name, results):
         return "; ".join(f"{checkpoint}: {reason}" for checkpoint, reason in reasons.items())
     if len(set(metrics.values())) > 1:
         return "scored by " + ", ".join(f"{m} in {c}" for c, m in metrics.items())
+    # Another template or BOS is another model's; these are other questions
+    for key in ("mode", "style", "fewshot", "scorer", "judge"):
+        ways = {c: result["tasks"][name]["asked"].get(key) for c, result in results.items()}
+        if len(set(ways.values())) > 1:
+            return f"asked in different ways: {key} is " + ", ".join(
+                f"{way} in {c}" for c, way in ways.items()
+            )
     return None
 
 
@@ -134,6 +141,7 @@ def task_entry(name, folders, results):
             "missing": entry.get("missing", 0.0), "truncated": entry.get("truncated", 0),
             "finish_length": entry.get("finish_length", 0),
             "left_out": rows.get("left_out") or {}, "data_sha": entry.get("data_sha"),
+            "metrics": entry.get("metrics") or {},
         }  # fmt: skip
     first, *others = folders
     for checkpoint in others:
@@ -147,6 +155,7 @@ def task_entry(name, folders, results):
     made = {
         "title": task.title, "capability": task.capability, "kind": task.kind,
         "novelty": task.novelty, "metric": metric, "majority": baseline.get(metric),
+        "baseline": baseline,
         "scores": scores, "differences": differences,
         "paper": beside_paper(name, entries.values()),
     }  # fmt: skip
@@ -237,11 +246,13 @@ def collect(folders):
         if name not in suite:
             title = "FinEval" if fineval else "the sample world's suite"
             outside[name] = f"is not of {title}" if name in TASKS else "no task of this name"
-    means = {}
+    means, notes = {}, notes_of(tasks)
     for view, members in views_of(suite).items():
         shared = [name for name in members if name in tasks]
         if shared:
             means[view] = mean_entry(shared, len(members), tasks, draws, parts)
+        else:
+            notes.append(f"no mean of {view.replace('_', ' ')}: 0 of {len(members)} tasks")
     runs = run_descriptions({"checkpoints": folders})
     return {
         "unit": "points, 0 to 100 (mcc: -100 to 100); 95% bootstrap intervals over the questions",
@@ -252,7 +263,7 @@ def collect(folders):
                                               "tokenizer_sha")} | runs[c]
             for c, folder in folders.items()
         },
-        "means": means, "tasks": tasks, "outside": outside, "notes": notes_of(tasks),
+        "means": means, "tasks": tasks, "outside": outside, "notes": notes,
     }, examples  # fmt: skip
 
 

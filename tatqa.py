@@ -94,7 +94,7 @@ def em(prediction, row):
     Several spans may be parted by semicolons, as the question asks for, by lines with or without
     the marks of a list, or by commas and "and".
     """
-    golds = [gold for gold in row["answers"] if gold.strip()]  # a few rows hold an empty one
+    golds = row["answers"]
     if len(golds) < 2:
         return float(fits(*parse(prediction, golds), golds, row))
     prediction = LIST_MARK.sub("", prediction)

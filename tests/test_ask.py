@@ -175,7 +175,9 @@ def test_a_chain_of_thought_is_asked_for_unless_a_system_message_is_given():
     assert "[[" in prompts.instructions(TASKS["fpb"], cot, {})
     assert prompts.instructions(TASKS["arc"], cot, {}) == prompts.reasoning(TASKS["mmlu"])
     mine = way(mode="generate", style="cot", system="mine")
-    assert prompts.instructions(TASKS["fpb"], mine, {}) == "mine"
+    both = f"mine\n\n{prompts.reasoning(TASKS['fpb'])}"  # the form to answer in is never lost
+    assert prompts.instructions(TASKS["fpb"], mine, {}) == both
+    assert prompts.instructions(TASKS["cfa_easy"], cot, {}) == TASKS["cfa_easy"].system
     shas = {prompts.instructions_sha(TASKS["fpb"], w) for w in (direct, cot, mine)}
     assert len(shas) == 3
 

@@ -129,9 +129,7 @@ def test_what_cannot_be_run_says_why(folder, rows_dir, tmp_path, change, message
 def test_a_choice_beyond_the_context_is_named_by_file_and_row(simple, tmp_path):
     row = arc_rows(1)[0] | {"id": "r7", "choices": ["good", "bad " * 300], "answer": "good"}
     write_rows(tmp_path / "arc.jsonl", [row])
-    message = (
-        r"arc.jsonl: row r7: choices: a choice of \d+ tokens exceeds the model's context of 256"
-    )
+    message = r"arc.jsonl: row r7: choices: one of \d+ tokens exceeds the model's context of 256"
     with pytest.raises(UserError, match=message):
         run(simple, tmp_path, tmp_path, tasks="arc")
 

@@ -12,7 +12,7 @@ import evaluate
 import pixiu
 import scoreboard
 import scorers
-from board_text import changed, direction
+from board_text import changed, direction, metric_rows
 from config import UserError
 from results import difference
 from tasks import FINEVAL, TASKS
@@ -116,7 +116,8 @@ def test_scores_are_those_of_the_evaluation(pair, tmp_path):
                 [logged[name][k] for k in ("score", "low", "high", "n")]
             )
             assert entry["metric"] == logged[name]["metric"]
-    assert board["tasks"]["polish"]["metric"] == "mcc" and board["notes"] == []
+    assert board["tasks"]["polish"]["metric"] == "mcc"
+    assert board["notes"] == ["no mean of instruction following: 0 of 1 tasks"]
 
 
 def test_differences_are_those_of_compare_and_run_from_the_first_checkpoint(pair, tmp_path):
@@ -174,10 +175,10 @@ def test_scores_in_different_metrics_share_no_mean(pair, tmp_path):
 
 def test_results_asked_differently_show_the_reason_in_place_of_a_difference(tmp_path):
     base = write_evaluation(tmp_path / "a", BASE)
-    other = write_evaluation(tmp_path / "b", BETTER, asked={"fpb": {"style": "cot"}})
+    other = write_evaluation(tmp_path / "b", BETTER, asked={"fpb": {"bos": 0}})
     board = made(tmp_path, base=base, other=other)
     reason = board["tasks"]["fpb"]["differences"]["other"]["reason"]
-    assert reason == f"style is direct in {base}, cot in {other}"
+    assert reason == f"bos is None in {base}, 0 in {other}"
     # Its score stays in the means of scores, and its difference in none
     assert "fpb" in board["means"]["tasks"]["tasks"]
     assert board["means"]["tasks"]["differences"]["other"]["tasks"] == ["edtsum", "polish"]
@@ -192,6 +193,33 @@ def test_means_without_a_comparable_task_have_no_difference(tmp_path):
                "b": write_evaluation(tmp_path / "b", BETTER, asked=other)}  # fmt: skip
     for view in made(tmp_path, **folders)["means"].values():
         assert view["differences"]["b"] == {"reason": "no task was asked in the same way"}
+
+
+def test_mcc_and_balanced_accuracy_stand_beside_every_classification_score(pair, tmp_path):
+    board = made(tmp_path, **pair)
+    found = board["tasks"]["fpb"]["scores"]["better"]["metrics"]
+    mcc, balanced = (f"{found[metric]['score']:.1f}" for metric in ("mcc", "balanced_acc"))
+    assert 0 < float(mcc) < float(balanced) < 100
+    page = (tmp_path / "board" / "board.html").read_text()
+    assert f"<br><small>mcc {mcc}, balanced {balanced}</small></td>" in page
+    # One column of them per score: fpb's two, and polish, whose score is its mcc
+    assert page.count("<br><small>mcc ") == 2 and page.count("<br><small>balanced ") == 2
+
+
+def test_every_metric_is_shown_with_what_the_majority_scores(pair, tmp_path):
+    board = made(tmp_path, **pair)
+    baseline = f"{board['tasks']['polish']['baseline']['acc']:.1f}"
+    rows = {(name, metric): cells for name, metric, *cells in metric_rows(board)}
+    assert rows["polish", "acc"][0] == baseline == "75.0" and rows["polish", "mcc"][0] == "0.0"
+    assert [name for name, _ in rows if name == "fpb"] == ["fpb"] * 5
+    assert next(iter(rows)) == ("arc", "acc") and ("edtsum", "rouge1") in rows
+    assert not any(metric == "missing" for _, metric in rows)
+    cells = " | ".join(rows["polish", "acc"])
+    assert f"| polish | acc | {cells} |" in (tmp_path / "board" / "board.md").read_text()
+    assert (
+        '<td>polish</td><td class="left">acc</td><td>75.0</td>'
+        in (tmp_path / "board" / "board.html").read_text()
+    )
 
 
 def test_only_intervals_that_exclude_0_are_coloured():
@@ -276,12 +304,17 @@ def test_scores_come_from_the_scorer_of_the_evaluation(tmp_path, monkeypatch):
         return {"mcc": (scorers.mean_statistics([1] * len(samples)), scorers.mean_score)}
 
     monkeypatch.setattr(pixiu, "measures", always_right)
-    folders = {name: write_evaluation(tmp_path / name, {"polish": 0.6}, scorer=name)
-               for name in ("own", "pixiu")}  # fmt: skip
-    board = made(tmp_path, **folders)
-    scores = board["tasks"]["polish"]["scores"]
-    assert scores["pixiu"]["score"] == 100 > scores["own"]["score"]
-    assert "scorer is own" in board["tasks"]["polish"]["differences"]["pixiu"]["reason"]
+    folder = write_evaluation(tmp_path / "pixiu", {"polish": 0.6}, scorer="pixiu")
+    assert made(tmp_path, x=folder)["tasks"]["polish"]["scores"]["x"]["score"] == 100
+
+
+@pytest.mark.parametrize("key, way", [("mode", "loglikelihood"), ("style", "cot"), ("fewshot", 5)])
+def test_tasks_asked_in_another_way_are_in_no_mean(tmp_path, key, way):
+    base = write_evaluation(tmp_path / "a", BASE)
+    other = write_evaluation(tmp_path / "b", BETTER, asked={"fpb": {key: way}})
+    board = made(tmp_path, base=base, other=other)
+    assert "fpb" not in board["tasks"] and f"{key} is " in board["outside"]["fpb"]
+    assert all("fpb" not in view["tasks"] for view in board["means"].values())
 
 
 def test_samples_without_the_logged_metric_are_refused(pair, tmp_path):
@@ -295,7 +328,7 @@ def test_other_numbers_of_rows_are_noted_and_only_shared_rows_compared(tmp_path)
     folders = {"a": write_evaluation(tmp_path / "a", {"arc": 0.5}),
                "b": write_evaluation(tmp_path / "b", {"arc": 0.5}, n=20)}  # fmt: skip
     board = made(tmp_path, **folders)
-    assert board["notes"] == ["arc: different numbers of rows: 40 in a, 20 in b"]
+    assert board["notes"][0] == "arc: different numbers of rows: 40 in a, 20 in b"
     assert board["tasks"]["arc"]["differences"]["b"]["n"] == 20
 
 
