@@ -17,7 +17,8 @@ from rows import LETTERS
 
 CHOSEN = ("label", "letter", "text", "blank")
 OPEN = ("number", "short", "free")
-RUN_ON = re.compile(r"(?<=\S)\s*\n\s*(?:Text|Question|Q|Context|Input)\s*:")  # a prompt's frame
+# A prompt's frame, in which a base model goes on with a next question of its own
+RUN_ON = re.compile(r"(?<=\S)[^\S\n]*\n\s*(?:Text|Question|Q|Context|Input)\s*:")
 
 # Reading an answer ---------------------------------------------------------------------------
 
@@ -32,9 +33,12 @@ def read_reply(task, row, reply, style):
     exact, summary, chat:       the reply
     """
     if task.answer in (*CHOSEN, *OPEN):
-        # A base model goes on with the next question of its own: what stands before it counts
-        own = RUN_ON.split(reply, maxsplit=1)[0]
         strict, flexible = read_one(task, row, reply, style)
+        own = RUN_ON.split(reply, maxsplit=1)[0]
+        # Where only the whole has an [[X]], the frame was part of the reasoning
+        reasoned = style == "cot" and not extract.bracketed(own) and extract.bracketed(reply)
+        if own == reply or reasoned:
+            return strict, flexible
         mine, found = read_one(task, row, own, style)
         return (mine or strict if style == "cot" else strict), flexible if found is None else found
     if task.answer == "entities":

@@ -76,9 +76,10 @@ def extract_label(reply, labels):
 
 def determiner(reply, found):
     """Is it the "no" of "there is no doubt"? At the head of a reply, or concluded, it answers."""
-    follows = found[1].lower() == "no" and re.match(r"\s[a-z]", reply[found.end() :])
-    inside = re.search(r"\w", reply[: found.start()])
-    return bool(follows and inside and not CONCLUDED.search(before(reply, found)))
+    if found[1].lower() != "no" or not re.match(r"\s[a-z]", reply[found.end() : found.end() + 2]):
+        return False
+    inside = re.search(r"\w", before(reply, found))
+    return bool(inside and not CONCLUDED.search(before(reply, found)))
 
 
 def listed(reply, given):

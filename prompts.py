@@ -72,7 +72,7 @@ def examples(way, shots, row):
     fitting = [shot for shot in shots if shot.get("subject") == row.get("subject")]
     if len(fitting) < way.fewshot:
         about = f" about {row['subject']}" if "subject" in row else ""
-        raise UserError(f"row {row['id']}: {len(fitting)} examples{about}, not {way.fewshot}")
+        raise UserError(f"examples: {len(fitting)}{about}, not {way.fewshot}")
     return fitting[: way.fewshot]
 
 
@@ -88,7 +88,7 @@ def instructions(task, way, row):
     try:
         return "\n\n".join(filter(None, [*systems(task, way), task.description.format(**row)]))
     except KeyError as e:
-        raise UserError(f"row {row['id']}: {e.args[0]}: missing, but the prompt names it") from None
+        raise UserError(f"{e.args[0]}: missing, but the prompt names it") from None
 
 
 def instructions_sha(task, way):
@@ -141,7 +141,7 @@ def encode_prompt(tokenizer, task, way, row, shots, said):
         return encode_plain(tokenizer, plain(task, way, row, shots, said))
     ids, bos = tokenizer.prompt(messages(task, way, row, shots, said)), tokenizer.bos_id
     if bos is not None and (ids[0] != bos or ids.count(bos) != 1):
-        raise UserError(f"row {row['id']}: the prompt must hold one BOS, at its head")
+        raise UserError("query: the prompt must hold one BOS, at its head")
     return ids
 
 
@@ -168,6 +168,6 @@ def encode_choices(tokenizer, task, way, row, shots):
             context = cache[bare]
             ids = encode_plain(tokenizer, f"{bare}{text[len(bare) :]} {choice}")[len(context) :]
         if not ids:  # merged away: "5" after "1" may leave no token of its own
-            raise UserError(f"row {row['id']}: choices: one adds no token of its own to the prompt")
+            raise UserError("choices: one adds no token of its own to the prompt")
         found.append((context, ids))
     return found

@@ -68,6 +68,9 @@ def test_a_label_is_read_from_a_direct_reply(reply, strict, flexible):
         ("It is bad. Selection: [[X]]", None, "bad"),
         ("Good\nas it looks. Selection: [[bad]]", "bad", "bad"),
         ("Good\nThe answer is bad", None, "bad"),  # only a direct reply answers at once
+        ("It is bad.\nText: a good one\nSelection: [[good]]", "good", "good"),  # it quotes
+        ("Selection: [[bad]]\n\nText: next\nSelection: [[good]]", "bad", "bad"),  # it goes on
+        ("It is bad.\nText: next\nThe answer is good", None, "bad"),
         ("good. Selection: bad", None, "good"),
         ("Selection: [[good]] and [[bad]]", "good", "bad"),
         ("It is not good", None, None),
@@ -95,6 +98,11 @@ def test_a_label_is_read_from_a_chain_of_thought(reply, strict, flexible):
 )
 def test_letters(reply, style, strict, flexible):
     assert read("cfa_easy", EXAM, reply, style) == (strict, flexible)
+
+
+def test_letters_are_read_in_the_spelling_of_the_row():
+    row = {"choices": ["a", "b"], "gold": 1, "answer": "b"}
+    assert read("cfa_easy", row, "B") == ("b", "b") and values("cfa_easy", row, "B")["acc"] == 1
 
 
 def test_options_asked_for_by_letter_are_read_as_their_texts():
@@ -134,6 +142,7 @@ def test_both_readings_are_handed_on():
         ("1,000, or so", "1", "1,000"),
         ("in 2019. Or so", "in 2019", "in 2019"),
         ("The answer is New York.", "The answer is New York", "New York"),
+        ("St. Louis", "St", "St"),
         ("I say [[NYC]].", "I say [[NYC]]", "NYC"),
         (" \n ", None, None),
         (".", None, None),
@@ -150,6 +159,9 @@ def test_a_short_direct_reply_ends_with_its_sentence(reply, strict, flexible):
         ("Selection: [[3]] [[4]]", "3", "4"),
         ("So the answer is 3.2 million.\nBye", None, "3.2 million"),
         ("It is 3, 4\nThus 5 in total\n\n", None, "Thus 5 in total"),
+        ("Restated.\nQuestion: how much?\n Selection: [[3.2]]", "3.2", "3.2"),
+        ("Thus 5\n \n\tQuestion : how much?\nThus 6", None, "Thus 5"),
+        ("Question: how much?\nThus 6", None, "Thus 6"),  # nothing stands before it
         ("Selection: [[]]", None, "Selection: [[]]"),
         ("", None, None),
     ],
@@ -170,6 +182,8 @@ def test_words_are_right_up_to_case_articles_and_tolerance():
     blood = {"answers": ["A+", "AB+"], "answer": "A+"}  # without punctuation and articles: nothing
     assert values("nq_open", blood, "a+")["em"] == 1 == values("nq_open", blood, "AB+")["em"]
     assert values("nq_open", blood, "the")["em"] == values("nq_open", blood, "!")["em"] == 0
+    saint = {"answers": ["St. Louis"], "answer": "St. Louis"}
+    assert values("nq_open", saint, "St. Louis\nQ: Who?") == {"missing": 0, "em": 1, "em_strict": 0}
     assert values("nq_open", NQ, "York")["em"] == values("nq_open", NQ, "")["em"] == 0
     assert values("financebench", BENCH, "Selection: [[$1,580]]", "cot")["em"] == 1
     assert values("financebench", BENCH, "Selection: [[$1,600]]", "cot")["em"] == 0
@@ -220,9 +234,10 @@ def test_every_kind_survives_odd_replies_and_reads_long_ones_soon(name, style):
         prediction, strict, found = answers.judge_reply(TASKS[name], ALL[name], reply, style)
         assert all(0 <= v <= 1 for k, v in found.items() if k != "spans"), (reply, found)
         assert found["missing"] == (prediction is None)
-    for piece in ("good ", "answer is ", "[[A ", "1,", "Acme, ORG\n", " "):
+    for piece in ("good ", "answer is ", "[[A ", "1,", "Acme, ORG\n", " ", "\n", "\nText :"):
         start = time.process_time()
-        answers.judge_reply(TASKS[name], ALL[name], piece * (100_000 // len(piece)), style)
+        reply = f"x{piece * (100_000 // len(piece))}x"
+        answers.judge_reply(TASKS[name], ALL[name], reply, style)
         assert time.process_time() - start < 3  # quadratic: minutes
 
 

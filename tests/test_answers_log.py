@@ -54,6 +54,15 @@ def test_nothing_is_asked_twice(simple, rows_dir, tmp_path, counted):
     assert len({record["id"] for record in log_of(tmp_path)}) == len(log_of(tmp_path)) == 54
 
 
+def test_other_stop_ids_are_another_question(rows_dir, tmp_path, counted):
+    folder = write_checkpoint(tmp_path / "ck")
+    run(folder, rows_dir, tmp_path, tasks="fpb")
+    generation = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": [5]}))
+    run(folder, rows_dir, tmp_path, tasks="fpb")
+    assert counted["reply"] == 48
+
+
 def test_equal_prompts_are_asked_once(simple, tmp_path, counted):
     rows = [row | {"id": f"{i}{k}"} for i, row in enumerate(label_rows(4)) for k in "ab"]
     write_rows(tmp_path / "fpb.jsonl", rows)
@@ -250,6 +259,21 @@ def test_a_failing_server_loses_nothing_that_came(rows_dir, tmp_path):
         with pytest.raises(UserError, match=r"left 1\d of 24 prompts without a reply.*503"):
             served(server, rows_dir, tmp_path, tasks="fpb", retries=0, concurrency=2)
     assert 9 <= len(log_of(tmp_path)) < 14
+
+
+def test_a_prompt_the_server_refuses_is_left_out_and_counted(rows_dir, tmp_path, capsys):
+    def picky(number, body, good):
+        if "Text" in body["messages"][-1]["content"] or number % 6 == 0:
+            return 400, {}, {"error": {"message": "context length exceeded"}}
+        return completion("positive")
+
+    with serving(picky) as server:
+        found = served(server, rows_dir, tmp_path, tasks="fpb")["fpb"]
+    assert found["rows"] == {"in": 24, "used": 20, "left_out": {"refused": 4}} and found["n"] == 20
+    assert "24 rows = 20 used + 4 left out; the first: " in capsys.readouterr().out
+    with serving(lambda number, body, good: (400, {}, "no")) as server:
+        with pytest.raises(UserError, match="left 24 of 24 prompts without a reply.*HTTP 400"):
+            served(server, rows_dir, tmp_path / "none", tasks="fpb")
 
 
 def test_a_reply_cut_off_is_counted(rows_dir, tmp_path):

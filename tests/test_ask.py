@@ -149,7 +149,7 @@ def test_in_a_chat_every_example_is_two_turns():
 
 
 def test_too_few_examples_are_an_error_and_not_fewer():
-    with pytest.raises(UserError, match="row m: 3 examples about x, not 4"):
+    with pytest.raises(UserError, match="examples: 3 about x, not 4"):
         prompts.plain(TASKS["mmlu"], way(fewshot=4), MMLU_ROW, SHOTS, "")
 
 
@@ -184,5 +184,20 @@ def test_a_chain_of_thought_is_asked_for_unless_a_system_message_is_given():
 
 def test_a_row_without_what_its_prompt_names_is_an_error():
     row = {k: v for k, v in MMLU_ROW.items() if k != "subject"}
-    with pytest.raises(UserError, match="row m: subject: missing"):
+    with pytest.raises(UserError, match="subject: missing"):
         prompts.plain(TASKS["mmlu"], way(), row, (), "")
+
+
+def test_a_long_prompt_keeps_its_instruction_and_its_question():
+    ids = list(range(100))
+    assert ask.shortened(ids, 100) == ids
+    assert ask.shortened(ids, 20) == [*range(5), *range(85, 100)]
+
+
+def test_a_system_message_of_a_chat_ends_with_the_blank_line_of_its_description():
+    said = prompts.messages(TASKS["mmlu"], way(), MMLU_ROW, (), "x")
+    assert said[0]["content"] == (
+        "The following are multiple choice questions (with answers) about x.\n\n"
+    )
+    assert prompts.messages(TASKS["arc"], way(system="be good"), BLANK, (), "x")[0] == {
+        "role": "system", "content": "be good"}  # fmt: skip

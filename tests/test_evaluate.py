@@ -99,6 +99,23 @@ def test_missing_answers_are_warned_about(folder, rows_dir, tmp_path, capsys):
     assert "warning: reasoning: no answer found in 100.0%" in capsys.readouterr().out
 
 
+def test_rows_that_cannot_be_asked_are_left_out_and_counted(simple, tmp_path, capsys):
+    rows = arc_rows(6)
+    rows[2] |= {"choices": ["good", "bad " * 300], "answer": "good", "gold": 0}
+    rows[4]["gold"] = 7
+    write_rows(tmp_path / "arc.jsonl", rows)
+    found = run(simple, tmp_path, tmp_path, tasks="arc")["arc"]
+    assert found["rows"] == {"in": 6, "used": 4, "left_out": {"gold": 1, "choices": 1}}
+    assert found["n"] == 4 and "arc.jsonl:5: gold: 7 is outside" in capsys.readouterr().out
+    mmlu = [{"id": f"m{i}", "query": "one ?\nAnswer:", "answer": "A", "choices": ["A", "B"],
+             "gold": 0, "subject": "xy"[i % 2]} for i in range(6)]  # fmt: skip
+    write_rows(tmp_path / "mmlu.jsonl", mmlu)
+    write_rows(tmp_path / "mmlu_shots.jsonl", [mmlu[0] | {"id": "s"}])
+    found = run(simple, tmp_path, tmp_path, tasks="mmlu", fewshot=1)["mmlu"]
+    assert found["rows"]["left_out"] == {"examples": 3} and found["n"] == 3
+    assert "row m1: examples: 0 about y, not 1" in capsys.readouterr().out
+
+
 # Bad input
 
 

@@ -27,6 +27,12 @@ LABELS = ["positive", "negative", "neutral"]
         ("yes or no", None),
         ("yes/no", None),
         ("Yes, no doubt", "yes"),
+        ("There is no doubt", None),  # about what?
+        ("Is it? No risk is seen", None),
+        ("No risk is seen", "no"),
+        ("Clearly: no", "no"),
+        ("The prediction is no since cash grows", "no"),
+        ("I see no doubt: yes", "yes"),
     ],
 )
 def test_labels_are_whole_words(reply, label):
@@ -129,6 +135,20 @@ def test_strict_label_wants_nothing_but_the_label():
         ("A\nB\nC", None, None),
         ("A. It rises. B. falls", None, "A"),
         ("B. It falls, A. rises, C. stays", None, "B"),
+        ("answer: c", None, "C"),
+        ("The answer is b.", None, "B"),
+        ("The answer is a matter of taste", None, None),
+        ("The answer would be C", None, "C"),
+        ("Option B should be chosen", None, "B"),
+        ("Yields fall, therefore B", None, "B"),
+        ("I choose C.", None, "C"),
+        ("I would not choose C", None, None),
+        ("B is correct", None, "B"),
+        ("B is the best answer", None, "B"),
+        ("It's not that B is right", None, None),
+        ("I pick B. C is right", None, None),
+        ("Thus A bond falls", None, None),
+        ("Option A holds. Thus B", None, "A"),  # options that are named come first
         ("Réponse : Á", None, None),
         ("", None, None),
     ],

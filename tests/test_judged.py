@@ -151,6 +151,18 @@ def test_scores_of_different_judges_are_not_compared(asked, tmp_path_factory):
     assert results.difference(asked, asked, "mt_bench")[1] == [70, 70]
 
 
+def test_only_rows_that_both_sides_have_judged_are_a_pair(asked, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    decide(asked)
+    for path in [*asked.glob("*.jsonl"), asked / "results.json"]:
+        (other / path.name).write_text(path.read_text())
+    rows = [json.loads(line) for line in (other / "samples_financebench.jsonl").open()]
+    rows[1]["metrics"].remove("judge")
+    write_rows(other / "samples_financebench.jsonl", rows)
+    found, scores, _ = results.difference(asked, other, "financebench")
+    assert found["n"] == 5 and found["difference"] == 0 and scores == [60, 60]
+
+
 def test_a_judge_that_breaks_off_loses_nothing(asked):
     def breaks(n, body, good):
         return completion(judge_of(body)) if n < 4 else (401, {}, "no")

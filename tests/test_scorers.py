@@ -234,6 +234,7 @@ def test_entities_count_only_with_exact_borders_and_type():
     assert entity_counts("Silicium de Provence SAS, ORG\nJohn Smith, PER") == [2, 2, 3]
     assert entity_counts("Provence SAS, ORG\nJohn Smith, ORG") == [0, 2, 3]
     assert entity_counts("Evergreen Solar Inc, ORG")[0] == 1
+    assert entity_counts("Smith, PER\nJohn Smith, PER") == [1, 1, 3]  # the longer one first
     assert entity_counts("- Evergreen Solar Inc., ORG") == [0, 1, 3]  # takes the full stop along
 
 
