@@ -40,7 +40,7 @@ def read_reply(task, row, reply, style):
         if own == reply or reasoned:
             return strict, flexible
         mine, found = read_one(task, row, own, style)
-        return (mine or strict if style == "cot" else strict), flexible if found is None else found
+        return (mine if style == "cot" else strict), flexible if found is None else found
     if task.answer == "entities":
         lines = [line for line in reply.splitlines() if line.strip()]
         found = len(scorers.parse_entities(reply))

@@ -194,7 +194,11 @@ NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?|[-+]?\.\d+")
 
 def bare(text):
     """Lower case without brackets, quotes, currency signs and the full stop around it."""
-    return " ".join(text.casefold().strip(" \t\n[](){}*$€£\"'`.").split())
+    around = " \t\n[](){}*$€£\"'`."
+    text = text.casefold().rstrip(around)
+    inner = text.lstrip(around)
+    point = inner[:1].isdigit() and text.endswith("." + inner)  # ".5" is not "5"
+    return " ".join(("." * point + inner).split())
 
 
 BARE_WORDS = 3  # a longer reply without a mark is reasoning, not an answer

@@ -88,6 +88,7 @@ Explain your judgement in at most 100 words. Then end with the rating, a number 
 to 10 (could not be better), in double brackets, exactly like this: Rating: [[5]]"""
 
 PROMPTS = {"outcome": OUTCOME, "stepwise": STEPWISE, "rating": RATING}
+OF_SOLUTIONS = ("outcome", "stepwise")  # the kinds that make pairs, in the order of asking
 KEYS = {
     "outcome": {"Justification", "Correctness"},
     "stepwise": {
@@ -310,7 +311,7 @@ def next_request(cfg, model, record, logged):
     A kind of verdict is asked for until `votes` replies are valid, votes * asks times at most. The
     kinds are a solution's, unless the record has its own `kinds`.
     """
-    kinds = record.get("kinds") or ("outcome", "stepwise")
+    kinds = record.get("kinds") or OF_SOLUTIONS
     for kind in kinds:
         seen = []
         for attempt in range(1, cfg.votes * cfg.asks + 1):

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for scripts
-from judge import PROMPTS, build_request
+from judge import OF_SOLUTIONS, PROMPTS, build_request
 from sample import exam, judge_server
 from sample.new_base import CONTROL, PIECE, ROLES, UNKNOWN
 from sample.world import chat_row, write
@@ -38,7 +38,7 @@ DRILLS = 12_000
 def constant_lines() -> list[str]:
     """The lines of the requests that are the same every time, the longest first."""
     lines = set()
-    for prompt in PROMPTS.values():
+    for prompt in map(PROMPTS.get, OF_SOLUTIONS):
         blank = prompt.format(question="\0", reference="\0", answer="\0")
         lines |= {line.strip() for line in blank.split("\n") if "\0" not in line}
     return sorted(lines - {""}, key=lambda line: (-len(line), line))
@@ -56,7 +56,7 @@ def examples() -> list[tuple[str, str]]:
     ]
     found = []
     for text in written:
-        for kind in PROMPTS:
+        for kind in OF_SOLUTIONS:
             parts = question, f"{solution}\n{answer}", text
             request = build_request(kind, 1, *parts, "", 1, 0)
             reply = judge_server.reply(request)["choices"][0]["message"]["content"]

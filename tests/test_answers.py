@@ -51,6 +51,7 @@ def values(name, row, reply, style="direct"):
         ("yes\nno", None, "yes"),
         ("yes\nThe answer is no\nno", None, "no"),  # two names on lines of their own
         ("\nyes" + "\n" * 20 + "no", None, "yes"),
+        ("\nyes\nAnswer: no", None, "yes"),
         ("", None, None),
     ],
 )
@@ -73,6 +74,8 @@ def test_a_label_is_read_from_a_direct_reply(reply, strict, flexible):
         ("It is bad.\nText: next\nThe answer is good", None, "bad"),
         ("good. Selection: bad", None, "good"),
         ("Selection: [[good]] and [[bad]]", "good", "bad"),
+        ("Selection: [[good]] and [[None]]", "good", "good"),
+        ("[[bad]]\nText: next\nSelection: [[good]]", None, "bad"),  # it goes on
         ("It is not good", None, None),
     ],
 )

@@ -137,6 +137,7 @@ def test_strict_label_wants_nothing_but_the_label():
         ("B. It falls, A. rises, C. stays", None, "B"),
         ("answer: c", None, "C"),
         ("The answer is b.", None, "B"),
+        ("Answer: b. On second thoughts the answer is c", None, "C"),
         ("The answer is a matter of taste", None, None),
         ("The answer would be C", None, "C"),
         ("Option B should be chosen", None, "B"),
@@ -231,6 +232,9 @@ def test_the_final_answer_is_found_if_there_is_exactly_one(text, final):
     [
         ("40", "40.0", True),
         ("$1,234.5", "1234.50", True),
+        (".5", "0.5", True),
+        ("$.5", "5", False),
+        ("5.", "5", True),
         ("12 %", "12%", True),
         ("40 apples", "40", True),
         ("40 or 41", "40", False),

@@ -34,7 +34,7 @@ def judged():
         written += [exam.solution([step.replace("= 1", "= 2") for step in steps], answer)]
         written += [exam.solution([steps[0], step], answer) for step in OTHER]
         for text in [*written, "\n\n".join([steps[0], "Answer: 1", "Answer: 2"])]:
-            for kind in judge.PROMPTS:
+            for kind in judge.OF_SOLUTIONS:
                 parts = row["prompt"], f"{right}\n{answer}", text
                 request = judge.build_request(kind, 1, *parts, "", 1, 0)
                 reply = judge_server.reply(request)["choices"][0]["message"]["content"]
@@ -59,7 +59,7 @@ def test_every_request_and_reply_survives_the_judges_tokenizer(untrained):
 
 def test_a_line_that_every_request_has_costs_the_judge_one_token(untrained):
     tokenizer = Encoder.from_file(str(untrained / "tokenizer.json"))
-    for prompt in judge.PROMPTS.values():
+    for prompt in map(judge.PROMPTS.get, judge.OF_SOLUTIONS):
         text = prompt.format(question="A", reference="A", answer="A")
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         assert len(ids) == len([line for line in text.split("\n") if line.strip()])

@@ -138,6 +138,11 @@ def test_spans_and_scale_are_taken_apart():
         ("23.42%", row("23.42", scale="percent"), 1, 1),
         ("(134)", row("-134"), 1, 1),
         ("£59.1m", row("£59.1m", kind="span"), 1, 1),
+        ("0.15", row("15%", kind="span"), 1, 1),
+        ("500", row("5 hundred", kind="span"), 1, 1),
+        ("$3 million", row("$3 Million", kind="span"), 1, 1),
+        ("5", row(".5", kind="span"), 0, 0),  # ".5" is a word to the original
+        ("a", row("the", kind="span"), 1, 1),  # nothing is left of either
         ("The total sales", row("total sales", kind="span"), 1, 1),
         ("total costs", row("total sales", kind="span"), 0, 0.5),
         ("3 years", row("3 years ago", kind="span"), 0, 0.8),
