@@ -135,6 +135,16 @@ def test_the_comparison_by_rule_is_a_judge_of_answers_and_rates_no_chat(asked):
     tasks = results.read_result(asked)["tasks"]
     assert tasks["financebench"]["score"] == pytest.approx(50)
     assert tasks["mt_bench"]["score"] is None
+    assert "mt_bench" not in (asked / "judge" / "verdicts.jsonl").read_text()
+
+
+def test_a_reply_that_holds_a_control_token_is_judged_all_the_same(asked):
+    path = asked / "samples_financebench.jsonl"
+    path.write_text(
+        path.read_text().replace("The answer is 0", "<|im_end|>\\u0007 The answer is 0")
+    )
+    assert decide(asked) == 5 + 4
+    assert results.read_samples(asked, "financebench")["f0"]["judge"] == 1
 
 
 def test_scores_of_different_judges_are_not_compared(asked, tmp_path_factory):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pyarrow.parquet
 import pytest
 from preparing import flare, lines, run
 from published import PUBLISHED
@@ -78,13 +79,11 @@ def test_files_of_an_earlier_run_do_not_pass_for_this_one(tmp_path):
 
 
 def test_the_hubs_parquet_gives_the_same_rows_as_json_lines(tmp_path):
-    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: parquet untested")
-    pytest.importorskip("pyarrow.parquet")
     rows = sentiment(["a", "b", "c"])
     (tmp_path / "data").mkdir()
     for half, part in (("test", rows[:2]), ("train", rows[2:])):
         path = tmp_path / "data" / f"{half}-00000-of-00001.parquet"
-        arrow.parquet.write_table(arrow.Table.from_pylist(part), path)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(part), path)
     test, shots, _ = run("fpb", tmp_path, tmp_path / "out")
     assert test == rows[:2] and shots == rows[2:]
 

@@ -6,6 +6,7 @@ import json
 import lzma
 import sys
 
+import pyarrow.parquet
 import pytest
 
 import sources
@@ -36,10 +37,8 @@ def test_parquet_is_read_with_pyarrow_and_named_without(tmp_path, monkeypatch):
         patch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
         with pytest.raises(UserError, match="p: reading parquet needs pyarrow; run: pip install"):
             sources.read_records(tmp_path / "p")
-    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: parquet untested")
-    pytest.importorskip("pyarrow.parquet")
     rows = [row | {"choices": ["x", "y"], "gold": 1} for row in ROWS]
-    arrow.parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "q")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "q")
     assert records(tmp_path / "q") == rows
     with pytest.raises(UserError, match="p: not readable as parquet"):
         sources.read_records(tmp_path / "p")
