@@ -187,6 +187,10 @@ def open_asker(cfg):
             absorb(path, ANSWER, asker.records, asker.add)
 
 
+class NotAsked(Exception):
+    """A task none of whose rows this model or server can be asked; the others can go on."""
+
+
 # One task ------------------------------------------------------------------------------------
 
 
@@ -219,7 +223,7 @@ def run_task(name, way, asker, rank, world):
         samples = sorted((s for part, _ in parts for s in part), key=lambda s: s["doc_id"])
         not_asked = [problem for _, part in parts for problem in part]
     if not samples:
-        raise UserError(f"{name}: no row could be asked; the first: {not_asked[0]}")
+        raise NotAsked(f"no row could be asked; the first: {not_asked[0]}")
     total, left_out = len(rows) + len(left_out), left_out + not_asked
     fields = Counter(re.search(r":(?:\d+| row .*?): (\w+)", problem)[1] for problem in left_out)
     if left_out and rank == 0:
@@ -315,11 +319,18 @@ def main(cfg):
                   "limit": cfg.limit, "dtype": asker.identity.get("dtype"),
                   "scorer": cfg.scorer, "tasks": {}, "skipped": skipped}  # fmt: skip
         for name, way in ways.items():
-            result["tasks"][name], samples = run_task(name, way, asker, rank, world)
+            try:
+                result["tasks"][name], samples = run_task(name, way, asker, rank, world)
+            except NotAsked as e:  # the same on every rank
+                skipped[name] = str(e)
+                continue
             if rank == 0:
                 write_jsonl(out / f"samples_{name}.jsonl", samples)
                 write_text(out / "results.json", json.dumps(result, indent=1) + "\n")
+    if not result["tasks"]:
+        raise UserError("; ".join(f"{name}: {why}" for name, why in skipped.items()))
     if rank == 0:
+        write_text(out / "results.json", json.dumps(result, indent=1) + "\n")
         print_table(result)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluating import arc_rows, run
+from evaluating import arc_rows, label_rows, run
 from safetensors.torch import load_file, save_file
 from tiny import WORDS, write_checkpoint, write_rows
 
@@ -149,6 +149,9 @@ def test_a_choice_beyond_the_context_is_named_by_file_and_row(simple, tmp_path):
     message = r"arc.jsonl: row r7: choices: one of \d+ tokens exceeds the model's context of 256"
     with pytest.raises(UserError, match=message):
         run(simple, tmp_path, tmp_path, tasks="arc")
+    write_rows(tmp_path / "fpb.jsonl", label_rows(3))
+    assert list(run(simple, tmp_path, tmp_path, tasks="arc,fpb")) == ["fpb"]  # the others go on
+    assert "row r7" in results.read_result(tmp_path)["skipped"]["arc"]
 
 
 @pytest.mark.parametrize(
