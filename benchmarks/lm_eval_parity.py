@@ -269,7 +269,7 @@ def speed(cfg, folder, tasks, names, our, sweep, flags):
     mine, other = result.values()
     result["ratio"] = {k: mine[k] / other[k] for k in mine}
     show(result)
-    return result | {"visits": {"ours": [our, last, start], "lm_eval": [*sweep.items(), again]}}
+    return result | {"visits": {"ours": [our, last, start], "lm_eval": sweep, "again": again}}
 
 
 def main(cfg):
@@ -298,10 +298,11 @@ def main(cfg):
             result[name] = compare(samples, (exact, default), name == "chat")
             found = {**result[name]["all"]}
             if name == "plain":
-                result["time"] = speed(cfg, folder, tasks, names, first, {size: times}, flags)
-                found |= result["time"]["ratio"]
+                result["speed"] = speed(cfg, folder, tasks, names, first, {size: times}, flags)
+                found |= result["speed"]["ratio"]
         bad += [f"{name}: {k} {found[k]:.2g}" for k in LIMITS if not found.get(k, 0) <= LIMITS[k]]
-        (RESULTS / "lm-eval.json").write_text(json.dumps(result | about(), indent=1) + "\n")
+        whole = result | about() | {"threads": cfg.threads}
+        (RESULTS / "lm-eval.json").write_text(json.dumps(whole, indent=1) + "\n")
     sys.exit("error: " + "; ".join(bad) if bad else 0)
 
 

@@ -186,6 +186,7 @@ def test_words_are_right_up_to_case_articles_and_tolerance():
     assert values("nq_open", blood, "a+")["em"] == 1 == values("nq_open", blood, "AB+")["em"]
     assert values("nq_open", blood, "the")["em"] == values("nq_open", blood, "!")["em"] == 0
     saint = {"answers": ["St. Louis"], "answer": "St. Louis"}
+    assert values("nq_open", saint, "St. Louis\nSelection: [[Oslo]]", "cot")["em"] == 0
     assert values("nq_open", saint, "St. Louis\nQ: Who?") == {"missing": 0, "em": 1, "em_strict": 0}
     assert values("nq_open", NQ, "York")["em"] == values("nq_open", NQ, "")["em"] == 0
     assert values("financebench", BENCH, "Selection: [[$1,580]]", "cot")["em"] == 1
