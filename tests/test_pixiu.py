@@ -206,9 +206,10 @@ def test_scores_and_every_resample_equal_sklearn(name, replies, in_gold):
 
 def test_resamples_are_scored_many_at_once():
     task = TASKS["fpb"]
-    rows = [label(gold, *SENTIMENT) for gold in SENTIMENT * 4]
-    # The first two rows give a label that is gold in none of them
-    replies = ["neutral", "negative", "?", "positive", "neutral", "?"] + ["negative"] * 6
+    golds = ["positive", "negative"] * 3 + ["neutral"] * 6
+    rows = [label(gold, *SENTIMENT) for gold in golds]
+    # In the first rows a label that is gold in none of them counts as a missing one does
+    replies = ["neutral", "?", "positive", "neutral", "?", "negative"] + ["negative", "neutral"] * 3
     for statistics, score in pixiu.measures(task, log(task, rows, replies)).values():
         sums = np.stack([statistics[:k].sum(0) for k in (2, 5, 12)])
         assert score(sums) == pytest.approx([float(score(row)) for row in sums])

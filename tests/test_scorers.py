@@ -155,17 +155,27 @@ def test_samples_without_a_value_leave_the_mean_alone():
     assert 0 <= low < 0.75 < high <= 1
 
 
-def test_vectorised_bootstrap_equals_scoring_each_resample():
+@pytest.mark.parametrize(
+    "score",
+    [
+        S.accuracy_score,
+        S.weighted_f1_score,
+        S.macro_f1_score,
+        S.balanced_accuracy_score,
+        S.mcc_score,
+    ],
+)
+def test_vectorised_bootstrap_equals_scoring_each_resample(score):
     rng = np.random.default_rng(3)
     gold, predicted = rng.integers(3, size=60), rng.integers(4, size=60)
     statistics = S.confusion_statistics(gold.tolist(), predicted.tolist(), [0, 1, 2])
     drawn = np.random.default_rng(list(b"fpb")).integers(60, size=(S.BLOCK, 60))
-    fast = S.resample(statistics, S.mcc_score, resamples=S.BLOCK, seed="fpb")
+    fast = S.resample(statistics, score, resamples=S.BLOCK, seed="fpb")
     for r in range(S.BLOCK):
         picked = S.confusion_statistics(
             gold[drawn[r]].tolist(), predicted[drawn[r]].tolist(), [0, 1, 2]
         )
-        assert fast[r] == pytest.approx(S.point(picked, S.mcc_score))
+        assert fast[r] == pytest.approx(S.point(picked, score))
 
 
 def test_paired_interval_is_narrower_than_independent_draws():
