@@ -91,6 +91,53 @@ def check_fields(row, fields, where):
             raise UserError(f"{where}: {name}: is empty")
 
 
+def open_lines(path):
+    """A json-lines file, open at its start. UserError if it is none or cannot be read."""
+    try:
+        file = open(path, "rb")
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror.lower()}") from None
+    head = file.peek(8)
+    for magic, reason in MAGIC.items():
+        if head.startswith(magic):
+            file.close()
+            raise UserError(f"{path}:1: the file {reason}")
+    return file
+
+
+def parse_line(raw, fields, where):
+    """The row that a line's bytes hold, checked. UserError "where: field: reason" if they do not."""
+    if len(raw) > LINE_CAP:
+        raise UserError(f"{where}: longer than {LINE_CAP >> 20} MB; split the document")
+    try:
+        row = json.loads(raw.decode("utf-8"), object_pairs_hook=unique,
+                         parse_float=finite, parse_constant=finite)  # fmt: skip
+    except UnicodeDecodeError as e:
+        raise UserError(f"{where}: not UTF-8 at byte {e.start + 1}; save it as UTF-8") from None
+    except json.JSONDecodeError as e:
+        raise UserError(f"{where}: not json: {e}") from None
+    except (ValueError, RecursionError) as e:
+        deep = isinstance(e, RecursionError)
+        raise UserError(f"{where}: {'nested too deep' if deep else e}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: must be an object, not {TYPES[type(row)]}")
+    check_fields(row, fields, where)
+    return row
+
+
+def torn(raw):
+    """Is this last line one whose writer was stopped: no newline, and no json?"""
+    if raw.endswith(b"\n"):
+        return False
+    try:
+        json.loads(raw.decode("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return True
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
 def read_jsonl(path, fields):
     """Rows of a json-lines file as (line number, dict); blank lines are passed over.
 
@@ -99,40 +146,17 @@ def read_jsonl(path, fields):
     row. Only a last line that is no json and has no newline (its writer was stopped) is dropped,
     with a notice.
     """
-    try:
-        file = open(path, "rb")
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror.lower()}") from None
-    with file:
-        head = file.peek(8)
-        for magic, reason in MAGIC.items():
-            if head.startswith(magic):
-                raise UserError(f"{path}:1: the file {reason}")
+    with open_lines(path) as file:
         number = 0
         while raw := file.readline(LINE_CAP + 1):
             number += 1
             where = f"{path}:{number}"
-            if len(raw) > LINE_CAP:
-                raise UserError(f"{where}: longer than {LINE_CAP >> 20} MB")
             if not raw.strip():
                 continue
-            try:
-                row = json.loads(raw.decode("utf-8"), object_pairs_hook=unique,
-                                 parse_float=finite, parse_constant=finite)  # fmt: skip
-            except (json.JSONDecodeError, UnicodeDecodeError) as e:
-                if not raw.endswith(b"\n"):
-                    notice(f"{where}: incomplete last line, dropped")
-                    return
-                utf8 = isinstance(e, UnicodeDecodeError)
-                reason = f"not UTF-8 at byte {e.start + 1}" if utf8 else f"not json: {e}"
-                raise UserError(f"{where}: {reason}") from None
-            except (ValueError, RecursionError) as e:
-                deep = isinstance(e, RecursionError)
-                raise UserError(f"{where}: {'nested too deep' if deep else e}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{where}: must be an object, not {TYPES[type(row)]}")
-            check_fields(row, fields, where)
-            yield number, row
+            if len(raw) <= LINE_CAP and torn(raw):
+                notice(f"{where}: incomplete last line, dropped")
+                return
+            yield number, parse_line(raw, fields, where)
 
 
 def write_text(path, text):

@@ -1,0 +1,365 @@
+"""One pass over files of rows that a kill cannot harm: rows in = rows used + rows dropped by reason.
+
+    todo = Pass(cfg)                       cfg.data: what is read, cfg.out: OUT.jsonl
+    for block in todo.blocks():
+        for where, row in block:
+            todo.drop(where, "too short") if short(row) else todo.keep(row)
+
+OUT.jsonl           the rows that were kept, in the order of the input
+OUT.dropped.jsonl   {"where", "reason", ...} of every other row
+OUT.counts.json     rows, used, written, dropped by reason, and what the result was made from
+
+Until the end they are called OUT.jsonl.partial and so on, and OUT.progress.json says up to where
+they belong to which place of the input. The same command goes on from there: what was written
+behind it is cut off and written again, so the result has the bytes of a run that was left alone.
+"""
+
+import datetime
+import fcntl
+import json
+import math
+import os
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from config import UserError, check_range, read_json
+from jsonl import LINE_CAP, check_fields, open_lines, parse_line, torn, write_text
+from logs import tally
+from sources import form_of, read_csv, read_text
+from sources import read_json as read_list
+
+BLOCK_ROWS, BLOCK_BYTES = 256, 2**20  # of a block, whichever is reached first
+EVERY = 1.0  # seconds between two notes of the progress
+ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".md")  # that a folder is searched for
+PLAIN = (".txt", ".md")  # a whole file is one text
+NEUTRAL = ("out", "max_bad")  # settings that change no row of the result
+
+
+@dataclass
+class Rows:
+    data: str = ""  # files or folders with commas: json lines or lists, parquet, csv, plain text
+    out: str = ""  # FILE.jsonl to write; FILE.dropped.jsonl, FILE.counts.json say what is not in it
+    max_bad: float = 0.05  # share of rows that cannot be read above which nothing is published
+
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+def input_files(data):
+    """Paths of a comma separated list of files and folders, in a fixed order. UserError if none."""
+    found = []
+    for name in (part.strip() for part in data.split(",")):
+        path = Path(name)
+        if name and path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix in ENDINGS and p.is_file())
+            inside = [p for p in inside if not any(q[0] == "." for q in p.relative_to(path).parts)]
+            if not inside:
+                raise UserError(f"--data {name}: the folder holds no {', '.join(ENDINGS)} file")
+            found += inside
+        elif name and path.is_file():
+            found.append(path)
+        elif name:
+            raise UserError(f"--data {name}: no such file or folder")
+    if not found:
+        raise UserError("--data: name a file or folder, or several with commas")
+    if twice := {str(path) for path in found if found.count(path) > 1}:
+        raise UserError(f"--data: {min(twice)} is there twice")
+    return found
+
+
+def read_rows(path, place):
+    """Rows behind a place: (where, row, None) or (where, None, why it cannot be read), place, bytes.
+
+    A place is None at the start of a file, else what was yielded with the last row that is done;
+    bytes, about how much of the file lies before it.
+    """
+    if path.suffix in PLAIN:
+        return read_plain(path, place)
+    form = form_of(path)
+    if form == "parquet":
+        return read_parquet(path, place)
+    if form == "list" or path.suffix == ".csv":
+        return read_whole(path, place)
+    return read_lines(path, place)
+
+
+def read_lines(path, place):
+    """Json lines; a line of more than LINE_CAP is passed over without being held in memory."""
+    offset, number = place or (0, 0)
+    with open_lines(path) as file:
+        file.seek(offset)
+        while raw := file.readline(LINE_CAP + 1):
+            offset, number, part = offset + len(raw), number + 1, raw
+            while len(part) > LINE_CAP and not part.endswith(b"\n"):
+                offset += len(part := file.readline(LINE_CAP + 1))
+            if not raw.strip():
+                continue
+            where, row, reason = f"{path}:{number}", None, None
+            if len(raw) <= LINE_CAP and torn(raw):
+                reason = "incomplete last line: was its writer stopped?"
+            else:
+                try:
+                    row = parse_line(raw, {}, where)
+                except UserError as e:
+                    reason = str(e).removeprefix(f"{where}: ")
+            yield where, row, reason, [offset, number], offset
+
+
+def read_plain(path, place):
+    """A whole file as one text."""
+    size = path.stat().st_size
+    if place is None and size:
+        row, reason = None, f"longer than {LINE_CAP >> 20} MB; split the document"
+        if size <= LINE_CAP:
+            try:
+                row, reason = {"text": read_text(path), "source": path.name}, None
+            except UserError as e:
+                reason = str(e).removeprefix(f"{path}: ").removeprefix(f"{path}:")
+        yield (str(path), *checked(row, reason), 1, size)
+
+
+def read_whole(path, place):
+    """A json list, or csv with a header: read as a whole."""
+    if path.suffix == ".csv":
+        records = read_csv(path)
+    else:
+        records = [(f"{path}: row {i}", row) for i, row in enumerate(read_list(path, list))]
+    for i, (where, row) in enumerate(records[place or 0 :], place or 0):
+        yield where, *checked(row), i + 1, path.stat().st_size * (i + 1) // len(records)
+
+
+def read_parquet(path, place):
+    """Rows of a parquet file, a row group at a time; groups that are done are not read."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{path}: reading parquet needs pyarrow; run: pip install pyarrow, or save "
+                        "the rows as json lines") from None  # fmt: skip
+    size, start, i = path.stat().st_size, place or 0, 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            total = file.metadata.num_rows
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if i + rows <= start:
+                    i += rows
+                    continue
+                for batch in file.iter_batches(BLOCK_ROWS, row_groups=[group]):
+                    for row in batch.to_pylist():
+                        i += 1
+                        if i > start:
+                            yield (
+                                f"{path}: row {i - 1}",
+                                *checked(plain(row)),
+                                i,
+                                size * i // total,
+                            )
+    except (pyarrow.ArrowException, OSError) as e:
+        raise UserError(f"{path}: not readable as parquet: {str(e).splitlines()[0]}") from None
+
+
+def plain(row):
+    """A parquet row as json has it: dates as text, NaN and Infinity as null."""
+    for name, value in row.items():
+        if isinstance(value, (datetime.date, datetime.time)):
+            row[name] = value.isoformat()
+        elif isinstance(value, float) and not math.isfinite(value):
+            row[name] = None
+    return row
+
+
+def checked(row, reason=None):
+    """(row, None), or (None, why it is refused): what a json line could not hold either."""
+    if row is None:
+        return None, reason
+    try:
+        check_fields(row, {}, "")
+        if len(json.dumps(row, ensure_ascii=False, allow_nan=False)) > LINE_CAP:
+            return None, f"longer than {LINE_CAP >> 20} MB; split the document"
+    except UserError as e:
+        return None, str(e).removeprefix(": ")
+    except (TypeError, ValueError) as e:
+        return None, f"holds what json cannot: {e}"
+    return row, None
+
+
+# A pass ------------------------------------------------------------------------------------------
+
+
+def beside(out, ending):
+    """FILE.jsonl -> FILE.ending"""
+    return out.with_name(out.stem + ending)
+
+
+class Pass:
+    """Rows of cfg.data in blocks; what becomes of each is said by keep or drop.
+
+    reads: further files that the result depends on. UserError where cfg.out holds the result of
+    other settings or files, or another run is writing it.
+    """
+
+    def __init__(self, cfg, reads=()):
+        self.cfg, self.out, self.files = cfg, Path(cfg.out), input_files(cfg.data)
+        check_range(cfg, (), ("max_bad",))
+        if self.out.suffix != ".jsonl":
+            raise UserError(f"--out {cfg.out!r}: name the FILE.jsonl to write")
+        if self.out.resolve() in {path.resolve() for path in self.files}:
+            raise UserError(f"--out {cfg.out} is read as well: it would be written over")
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.dropped = beside(self.out, ".dropped.jsonl")
+        self.counts_file = beside(self.out, ".counts.json")
+        self.progress = beside(self.out, ".progress.json")
+        inputs = {str(p): [(s := os.stat(p)).st_size, s.st_mtime_ns] for p in [*self.files, *reads]}
+        settings = {k: v for k, v in asdict(cfg).items() if k not in NEUTRAL}
+        self.made_from = {"settings": settings, "size and time of files": inputs}
+        self.counts = {"rows": 0, "used": 0, "written": 0, "dropped": {}}
+        self.bad, self.at, self.noted = [], [0, None], -math.inf
+        self.done = self.counts_file.exists()
+        if self.done:
+            self.restore(self.counts_file)
+
+    def restore(self, path):
+        """Take over the counts of a finished or stopped run. UserError if it was another one."""
+        was = read_json(path)
+        for what, now in self.made_from.items():
+            then = was.get("made_from", {}).get(what, {})
+            changed = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k))
+            if changed:
+                raise UserError(f"{path}: belongs to a run with other {what} ({', '.join(changed)})"
+                                "; delete it, or take another --out")  # fmt: skip
+        self.counts, self.bad = was["counts"], was["unreadable"]
+        return was
+
+    def blocks(self):
+        """Lists of (where, row), then the result is published. A row that cannot be read is dropped
+        here; what a list holds must be kept or dropped before the next one is asked for."""
+        if self.done:
+            print(f"{self.out} is there already")
+            return self.report()
+        if self.progress.exists():
+            self.at = self.restore(self.progress)["at"]
+        if self.at[0] < len(self.files):
+            yield from self.rest()
+        self.publish()
+        self.report()
+
+    def rest(self):
+        """The blocks from where a stopped run was."""
+        names = [f"{path}.partial" for path in (self.out, self.dropped)]
+        with open(names[0], "ab") as kept, open(names[1], "ab") as dropped:
+            self.handles = kept, dropped
+            self.take_up()
+            total = sum(path.stat().st_size for path in self.files)
+            with tqdm(total=total, desc=self.out.name, unit="B", unit_scale=True, mininterval=1,
+                      delay=2) as bar:  # fmt: skip
+                for number in range(self.at[0], len(self.files)):
+                    yield from self.blocks_of(number, self.at[1], bar)
+                    self.note([number + 1, None])
+            self.check_bad()
+            if not self.counts["rows"]:
+                raise UserError(f"--data {self.cfg.data}: holds no rows")
+            self.note([len(self.files), None], now=True)
+
+    def blocks_of(self, number, place, bar):
+        """The blocks of one file, from a place on."""
+        before, start, block = sum(p.stat().st_size for p in self.files[:number]), None, []
+        for where, row, reason, place, done in read_rows(self.files[number], place):
+            self.counts["rows"] += 1
+            start = done if start is None else start
+            if row is None:
+                self.unreadable(where, reason)
+            else:
+                block.append((where, row))
+            if len(block) >= BLOCK_ROWS or done - start >= BLOCK_BYTES:
+                yield block
+                self.note([number, place])
+                bar.update(before + done - bar.n)
+                start, block = None, []
+        if block:
+            yield block
+        bar.update(before + self.files[number].stat().st_size - bar.n)
+
+    def keep(self, *rows):
+        """One row of the input is used: what it became is written."""
+        self.counts["used"] += 1
+        self.counts["written"] += len(rows)
+        for row in rows:
+            self.handles[0].write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+    def drop(self, where, reason, **more):
+        """One row of the input is not used. reason: a fixed phrase, by which it is counted."""
+        dropped = self.counts["dropped"]
+        dropped[reason] = dropped.get(reason, 0) + 1
+        record = {"where": where, "reason": reason, **more}
+        self.handles[1].write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+    def unreadable(self, where, why):
+        """One row of the input is none: dropped, and too many of these stop the run (max_bad)."""
+        why = str(why).removeprefix(f"{where}: ")
+        self.bad = (self.bad + [f"{where}: {why}"])[:3]
+        self.drop(where, "unreadable", detail=why)
+
+    def take_up(self):
+        """Go on where a stopped run was: both files cut back to what its last note knew of."""
+        try:
+            for handle in self.handles:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{self.out}.partial: another run is writing to it") from None
+        sizes = [0, 0]
+        if self.progress.exists():
+            was = self.restore(self.progress)
+            self.at, sizes = was["at"], was["bytes"]
+            print(f"{self.out}: goes on behind row {self.counts['rows']:,}", flush=True)
+        for handle, size in zip(self.handles, sizes, strict=True):
+            if os.fstat(handle.fileno()).st_size < size:
+                raise UserError(f"{handle.name}: is shorter than {self.progress} says; delete both")
+            handle.truncate(size)
+            handle.seek(size)
+
+    def note(self, at, now=False):
+        """Every second: what is written so far is on the disk, and belongs to this place."""
+        counts = self.counts
+        lost = sum(counts["dropped"].values())
+        assert counts["rows"] == counts["used"] + lost, (counts, at)
+        if not now and time.monotonic() - self.noted < EVERY:
+            return
+        self.check_bad(least=1000)
+        for handle in self.handles:
+            handle.flush()
+            os.fsync(handle.fileno())
+        sizes = [handle.tell() for handle in self.handles]
+        write_text(self.progress, json.dumps({"at": at, "bytes": sizes, **self.summary()}))
+        self.noted = time.monotonic()
+
+    def summary(self):
+        return {"counts": self.counts, "unreadable": self.bad, "made_from": self.made_from}
+
+    def check_bad(self, least=1):
+        """UserError if too many of at least so many rows cannot be read."""
+        rows, bad = self.counts["rows"], self.counts["dropped"].get("unreadable", 0)
+        if rows >= least and bad > self.cfg.max_bad * rows:
+            raise UserError(f"{bad:,} of {rows:,} rows cannot be read, the first: {self.bad[0]} "
+                            "(--max_bad lets more pass)")  # fmt: skip
+
+    def publish(self):
+        """The finished files under their names, the counts last: a kill in between loses nothing,
+        since the next run finds the progress at its end and does the rest."""
+        for path in (self.dropped, self.out):
+            if (partial := Path(f"{path}.partial")).exists():
+                partial.replace(path)
+        write_text(self.counts_file, json.dumps(self.summary(), indent=1) + "\n")
+        self.progress.unlink()
+
+    def report(self):
+        counts = self.counts
+        print(f"{self.out}:", end=" ")
+        tally("rows", Counter(kept=counts["used"]) + Counter(counts["dropped"]), ["kept"])
+        if counts["written"] != counts["used"]:
+            print(f"  {counts['written']:,} rows made of them")
+        for line in self.bad:
+            print(f"  unreadable: {line}")
