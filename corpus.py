@@ -1,4 +1,4 @@
-"""One pass over files of rows that a kill cannot harm: rows in = rows used + rows dropped by reason.
+"""One pass over files of rows that no kill can harm: rows in = rows used + dropped by reason.
 
     todo = Pass(cfg)                       cfg.data: what is read, cfg.out: OUT.jsonl
     for block in todo.blocks():
@@ -14,7 +14,6 @@ they belong to which place of the input. The same command goes on from there: wh
 behind it is cut off and written again, so the result has the bytes of a run that was left alone.
 """
 
-import datetime
 import fcntl
 import json
 import math
@@ -27,15 +26,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config import UserError, check_range, read_json
-from jsonl import LINE_CAP, check_fields, open_lines, parse_line, torn, write_text
+from jsonl import write_text
 from logs import tally
-from sources import form_of, read_csv, read_text
-from sources import read_json as read_list
+from records import input_files, read_rows
 
 BLOCK_ROWS, BLOCK_BYTES = 256, 2**20  # of a block, whichever is reached first
 EVERY = 1.0  # seconds between two notes of the progress
-ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".md")  # that a folder is searched for
-PLAIN = (".txt", ".md")  # a whole file is one text
 NEUTRAL = ("out", "max_bad")  # settings that change no row of the result
 
 
@@ -44,150 +40,6 @@ class Rows:
     data: str = ""  # files or folders with commas: json lines or lists, parquet, csv, plain text
     out: str = ""  # FILE.jsonl to write; FILE.dropped.jsonl, FILE.counts.json say what is not in it
     max_bad: float = 0.05  # share of rows that cannot be read above which nothing is published
-
-
-# Reading -----------------------------------------------------------------------------------------
-
-
-def input_files(data):
-    """Paths of a comma separated list of files and folders, in a fixed order. UserError if none."""
-    found = []
-    for name in (part.strip() for part in data.split(",")):
-        path = Path(name)
-        if name and path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix in ENDINGS and p.is_file())
-            inside = [p for p in inside if not any(q[0] == "." for q in p.relative_to(path).parts)]
-            if not inside:
-                raise UserError(f"--data {name}: the folder holds no {', '.join(ENDINGS)} file")
-            found += inside
-        elif name and path.is_file():
-            found.append(path)
-        elif name:
-            raise UserError(f"--data {name}: no such file or folder")
-    if not found:
-        raise UserError("--data: name a file or folder, or several with commas")
-    if twice := {str(path) for path in found if found.count(path) > 1}:
-        raise UserError(f"--data: {min(twice)} is there twice")
-    return found
-
-
-def read_rows(path, place):
-    """Rows behind a place: (where, row, None) or (where, None, why it cannot be read), place, bytes.
-
-    A place is None at the start of a file, else what was yielded with the last row that is done;
-    bytes, about how much of the file lies before it.
-    """
-    if path.suffix in PLAIN:
-        return read_plain(path, place)
-    form = form_of(path)
-    if form == "parquet":
-        return read_parquet(path, place)
-    if form == "list" or path.suffix == ".csv":
-        return read_whole(path, place)
-    return read_lines(path, place)
-
-
-def read_lines(path, place):
-    """Json lines; a line of more than LINE_CAP is passed over without being held in memory."""
-    offset, number = place or (0, 0)
-    with open_lines(path) as file:
-        file.seek(offset)
-        while raw := file.readline(LINE_CAP + 1):
-            offset, number, part = offset + len(raw), number + 1, raw
-            while len(part) > LINE_CAP and not part.endswith(b"\n"):
-                offset += len(part := file.readline(LINE_CAP + 1))
-            if not raw.strip():
-                continue
-            where, row, reason = f"{path}:{number}", None, None
-            if len(raw) <= LINE_CAP and torn(raw):
-                reason = "incomplete last line: was its writer stopped?"
-            else:
-                try:
-                    row = parse_line(raw, {}, where)
-                except UserError as e:
-                    reason = str(e).removeprefix(f"{where}: ")
-            yield where, row, reason, [offset, number], offset
-
-
-def read_plain(path, place):
-    """A whole file as one text."""
-    size = path.stat().st_size
-    if place is None and size:
-        row, reason = None, f"longer than {LINE_CAP >> 20} MB; split the document"
-        if size <= LINE_CAP:
-            try:
-                row, reason = {"text": read_text(path), "source": path.name}, None
-            except UserError as e:
-                reason = str(e).removeprefix(f"{path}: ").removeprefix(f"{path}:")
-        yield (str(path), *checked(row, reason), 1, size)
-
-
-def read_whole(path, place):
-    """A json list, or csv with a header: read as a whole."""
-    if path.suffix == ".csv":
-        records = read_csv(path)
-    else:
-        records = [(f"{path}: row {i}", row) for i, row in enumerate(read_list(path, list))]
-    for i, (where, row) in enumerate(records[place or 0 :], place or 0):
-        yield where, *checked(row), i + 1, path.stat().st_size * (i + 1) // len(records)
-
-
-def read_parquet(path, place):
-    """Rows of a parquet file, a row group at a time; groups that are done are not read."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{path}: reading parquet needs pyarrow; run: pip install pyarrow, or save "
-                        "the rows as json lines") from None  # fmt: skip
-    size, start, i = path.stat().st_size, place or 0, 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            total = file.metadata.num_rows
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if i + rows <= start:
-                    i += rows
-                    continue
-                for batch in file.iter_batches(BLOCK_ROWS, row_groups=[group]):
-                    for row in batch.to_pylist():
-                        i += 1
-                        if i > start:
-                            yield (
-                                f"{path}: row {i - 1}",
-                                *checked(plain(row)),
-                                i,
-                                size * i // total,
-                            )
-    except (pyarrow.ArrowException, OSError) as e:
-        raise UserError(f"{path}: not readable as parquet: {str(e).splitlines()[0]}") from None
-
-
-def plain(row):
-    """A parquet row as json has it: dates as text, NaN and Infinity as null."""
-    for name, value in row.items():
-        if isinstance(value, (datetime.date, datetime.time)):
-            row[name] = value.isoformat()
-        elif isinstance(value, float) and not math.isfinite(value):
-            row[name] = None
-    return row
-
-
-def checked(row, reason=None):
-    """(row, None), or (None, why it is refused): what a json line could not hold either."""
-    if row is None:
-        return None, reason
-    try:
-        check_fields(row, {}, "")
-        if len(json.dumps(row, ensure_ascii=False, allow_nan=False)) > LINE_CAP:
-            return None, f"longer than {LINE_CAP >> 20} MB; split the document"
-    except UserError as e:
-        return None, str(e).removeprefix(": ")
-    except (TypeError, ValueError) as e:
-        return None, f"holds what json cannot: {e}"
-    return row, None
-
-
-# A pass ------------------------------------------------------------------------------------------
 
 
 def beside(out, ending):
@@ -267,7 +119,7 @@ class Pass:
     def blocks_of(self, number, place, bar):
         """The blocks of one file, from a place on."""
         before, start, block = sum(p.stat().st_size for p in self.files[:number]), None, []
-        for where, row, reason, place, done in read_rows(self.files[number], place):
+        for where, row, reason, behind, done in read_rows(self.files[number], place):
             self.counts["rows"] += 1
             start = done if start is None else start
             if row is None:
@@ -276,7 +128,7 @@ class Pass:
                 block.append((where, row))
             if len(block) >= BLOCK_ROWS or done - start >= BLOCK_BYTES:
                 yield block
-                self.note([number, place])
+                self.note([number, behind])
                 bar.update(before + done - bar.n)
                 start, block = None, []
         if block:

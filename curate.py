@@ -1,4 +1,4 @@
-"""FinTrain: raw text and foreign files -> clean training rows (FinDAP, arXiv:2501.04961, appendix D).
+"""FinTrain: raw text and foreign files -> clean training rows (FinDAP, arXiv:2501.04961).
 
     convert        other tools' rows (alpaca, sharegpt, OpenAI, TRL, plain text, ...) -> ours
     select         rows of finance sites or with finance keywords, of a language, of some length
@@ -29,8 +29,8 @@ from overlap import words
 from sources import numbered_lines
 
 # Words that make up a third of any English text, and are words of few other languages
-COMMON = frozenset("the of and to that for it with on be this by from or have not which you they but "
-                   "all were their has more its been than other".split())  # fmt: skip
+COMMON = frozenset("the of and to that for it with on be this by from or have not which you they "
+                   "but all were their has more its been than other".split())  # fmt: skip
 ENGLISH = 0.08  # share of common words from which a text counts as English
 
 

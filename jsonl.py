@@ -106,7 +106,7 @@ def open_lines(path):
 
 
 def parse_line(raw, fields, where):
-    """The row that a line's bytes hold, checked. UserError "where: field: reason" if they do not."""
+    """The row that a line's bytes hold, checked. UserError "where: field: reason" otherwise."""
     if len(raw) > LINE_CAP:
         raise UserError(f"{where}: longer than {LINE_CAP >> 20} MB; split the document")
     try:
