@@ -1,29 +1,161 @@
-"""Training files -> token ids with spans -> families, ready to be packed (packing.py).
+"""Token files -> families, ready to be packed (packing.py); and a look at what is trained.
 
     python data.py show sample/data/sft.jsonl --tokenizer sample/base --row 3
     python data.py show out/demo/reward/pairs.jsonl --tokenizer out/demo/cpt_it
 
-    text  {"text"}: BOS + text + end of text, all of it trained
-    chat  {"messages": [{"role", "content", "weight"?}]}: assistant words and turn ends trained
-    pair  {"prompt", "chosen", "rejected", "prefix"?, "ends_turn"?}: chosen and rejected trained
-
-Every row is checked (jsonl.py), encoded so that no text becomes a control token (tokenizer.py), and
-either used or skipped and counted: rows in = used + skipped by reason, always printed.
+Every row is checked (jsonl.py) and encoded so that no text becomes a control token (tokenizer.py),
+once, into memory-mapped files (token_files.py). Here it is used, or skipped and counted: rows in =
+rows used + rows skipped by reason, always printed.
 """
 
-import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
-from tqdm import tqdm
 
 import parallel
 from config import UserError, check_range, parse
-from jsonl import check_fields, check_messages, read_jsonl
-from packing import IGNORE, check_bos, collate, document, family, size, targets
-from tokenizer import Beginning, Tokenizer
+from jsonl import check_fields, read_jsonl
+from kinds import KINDS, SEQUENCES
+from packing import IGNORE, document, family
+from token_files import encode_rows, tokenise
+from tokenizer import Tokenizer
+
+# ---- families -----------------------------------------------------------------------------------
+
+
+def cut(starts, ends, max_length):
+    """Where documents are cut that are longer than a row: (document, begin, end) of each chunk.
+
+    starts, ends (R,): places of documents among the ids; the first id of each is not trained. A
+    chunk trains the ids from begin to end, each id of a document once. The end token follows the
+    true end only: else texts would seem to stop at multiples of max_length.
+    """
+    pieces = np.maximum(1, -(-(ends - starts - 1) // max_length))  # (R,)
+    row = np.repeat(np.arange(len(starts)), pieces)
+    piece = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    begin = starts[row] + 1 + piece * max_length
+    # A chunk of the end token alone would teach that a text ends at once: it takes one token more
+    begin -= (piece > 0) & (begin == ends[row] - 1)
+    end = np.where(np.append(np.diff(row) > 0, True), ends[row], np.append(begin[1:], 0))
+    return row, begin, end
+
+
+class FileFamilies:
+    """The families of one token file, F of them, for packed rows of max_length tokens.
+
+    A text that is longer than a row becomes several, each opened with BOS (without one: with the
+    last token of the chunk before); a chat or a pair that is longer is skipped, never cut. Of a
+    pair prompt, chosen and rejected count together, since they share a packed row (FinDAP's 2,048
+    is for each of two sequences).
+
+    rows      (F,) the training row of each family
+    sizes     (F,) tokens that it fills; targets (F,) those that are trained
+    skipped   {training row: why it is in no family}
+    """
+
+    def __init__(self, kind, tokens, max_length, bos_id):
+        self.kind, self.tokens, self.bos_id = kind, tokens, bos_id
+        self.ends = np.cumsum(tokens.lengths, dtype=np.int64)  # (S,)
+        starts, step = self.ends - tokens.lengths, SEQUENCES[kind]
+        starts, ends = starts[::step], self.ends[step - 1 :: step]  # (R,)
+        if kind == "text":
+            self.rows, self.begin, self.end = cut(starts, ends, max_length)
+        else:
+            self.rows, self.begin, self.end = np.arange(len(starts)), starts + 1, ends
+        self.sizes = self.targets = self.end - self.begin
+        too_long = self.sizes > max_length, f"longer than {max_length} tokens"
+        if kind == "text":
+            reasons = [(self.sizes < 1, "without a token")]
+        elif kind == "chat":
+            before = np.append(0, np.cumsum(tokens.trained, dtype=np.int64))
+            self.targets = before[self.end] - before[self.begin]
+            reasons = [too_long, (self.targets < 1, "without a trained token")]
+        else:
+            self.targets = ends - self.ends[::3]
+            reasons = [(self.equal(), "with chosen and rejected of the same tokens"), too_long]
+        self.skipped, unused = {}, np.zeros(len(self.rows), dtype=bool)
+        for mask, reason in reasons:
+            self.skipped |= dict.fromkeys(self.rows[mask & ~unused].tolist(), reason)
+            unused |= mask
+        for name in ("rows", "begin", "end", "sizes", "targets"):
+            setattr(self, name, getattr(self, name)[~unused])
+
+    def sequences(self, row):
+        """[(ids (n,), trained (n,))] of a training row: one, or prompt, chosen and rejected."""
+        step = SEQUENCES[self.kind]
+        places = self.ends[row * step : (row + 1) * step]
+        spans = zip(
+            places - self.tokens.lengths[row * step : (row + 1) * step], places, strict=True
+        )
+        return [(self.tokens.ids[a:z], self.tokens.trained[a:z]) for a, z in spans]
+
+    def equal(self):
+        """Pairs whose chosen and rejected are of the same ids (R,): two words that the vocabulary
+        lacks may both be <unk>."""
+        alike = self.tokens.lengths[1::3] == self.tokens.lengths[2::3]
+        for row in np.flatnonzero(alike).tolist():
+            _, (chosen, _), (rejected, _) = self.sequences(row)
+            alike[row] = np.array_equal(chosen, rejected)
+        return alike
+
+    def family(self, i):
+        """Family i as segments, copied from the file."""
+        if self.kind == "pair":
+            prompt, *replies = (ids for ids, _ in self.sequences(self.rows[i]))
+            return family(prompt, replies)
+        here = slice(self.begin[i] - 1, self.end[i])
+        ids = self.tokens.ids[here].astype(np.int32)
+        if self.kind == "chat":
+            return document(ids, self.tokens.trained[here])
+        if self.bos_id is not None:
+            ids[0] = self.bos_id
+        return document(ids)
+
+
+class Families(Sequence):
+    """Families of several token files, in an order; each is read when it is asked for.
+
+    sizes, targets (F,): tokens that a family fills, and trained ones of them.
+    """
+
+    def __init__(self, files, which=None):
+        self.files = files
+        if which is None:  # (F, 2): file, and family within it
+            counts = [len(file.sizes) for file in files]
+            local = [np.arange(n) for n in counts]
+            local = np.concatenate([*local, np.arange(0)])
+            which = np.stack([np.repeat(np.arange(len(files)), counts), local], 1)
+        self.which = which
+        self.sizes, self.targets = (self.gather(name) for name in ("sizes", "targets"))
+
+    def gather(self, name):
+        out = np.zeros(len(self.which), dtype=np.int64)
+        for number, file in enumerate(self.files):
+            mine = self.which[:, 0] == number
+            out[mine] = getattr(file, name)[self.which[mine, 1]]
+        return out
+
+    def __len__(self):
+        return len(self.which)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return self.take(np.arange(len(self))[i])
+        file, local = self.which[i]
+        return self.files[file].family(local)
+
+    def take(self, order):
+        """These of the families, in this order; the same one may be there several times."""
+        return Families(self.files, self.which[np.asarray(order, dtype=np.int64)])
+
+    def __add__(self, other):
+        later = other.which + [len(self.files), 0]
+        return Families(self.files + other.files, np.concatenate([self.which, later]))
+
+
+# ---- files --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -47,138 +179,26 @@ class Counts:
         return f"{text}; {self.tokens:,} tokens, {self.trained:,} trained"
 
 
-def text_parts(row, where, tokenizer):
-    return [tokenizer.text_parts(row["text"])]
+def load(kind, paths, tokenizer, max_length, max_skipped=0.05, token_cache=""):
+    """Files (comma separated, or a list) -> (Families, Counts); the counts are printed.
 
-
-def text_families(sequences, bos_id, max_length):
-    """A document, cut into chunks where it is longer than a row; each token is trained once.
-
-    Each chunk opens with BOS (without one: with the last token of the chunk before), and the end
-    token follows the true end only: else texts would seem to stop at multiples of max_length.
-    """
-    ((ids, _),) = sequences
-    cuts = list(range(1, len(ids), max_length))
-    if len(ids) - cuts[-1] == 1 and len(cuts) > 1:
-        cuts[-1] -= 1  # a chunk of the end token alone would teach that a text ends at once
-    ends = [*cuts[1:], len(ids)]
-    first = [[ids[a - 1] if bos_id is None else bos_id] for a in cuts]
-    return [document(b + ids[a:z]) for b, a, z in zip(first, cuts, ends, strict=True)]
-
-
-def chat_parts(row, where, tokenizer):
-    check_messages(row["messages"], where, last="assistant")
-    return [tokenizer.chat_parts(row["messages"])]
-
-
-def chat_families(sequences, bos_id, max_length):
-    """A whole conversation as one document, or the reason why it is skipped: never cut."""
-    ((ids, trained),) = sequences
-    if len(ids) - 1 > max_length:
-        return f"longer than {max_length} tokens"
-    if not any(trained[1:]):
-        return "without a trained token"
-    return [document(ids, trained)]
-
-
-def assistant_text(value, where, name):
-    """The text of a chosen or rejected reply: a string, or a list of one assistant message."""
-    if isinstance(value, str):
-        return value
-    if len(value) != 1:
-        raise UserError(f"{where}: {name}: must hold one assistant message, not {len(value)}")
-    check_messages([{"role": "user", "content": "?"}, *value], where, "assistant", name)
-    return value[0]["content"]
-
-
-def pair_parts(row, where, tokenizer):
-    """[prompt, chosen, rejected] of a preference row: canonical (FAP, SCP) or TRL's explicit form.
-
-    Without prefix the replies are whole assistant turns; with one they go on from it, mid-turn.
-    Joined on ids: encoding prompt and reply as one text may merge tokens across the cut.
-    ends_turn {"chosen": bool, "rejected": bool}: one step of a solution does not end the turn.
-    """
-    prompt, prefix, ends = row["prompt"], row.get("prefix") or "", row.get("ends_turn")
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    check_messages(prompt, where, last="user", name="prompt")
-    if ends is None and prefix:
-        raise UserError(f"{where}: ends_turn: missing; a reply that continues a prefix must say it")
-    ends = {"chosen": True, "rejected": True} if ends is None else ends
-    header = tokenizer.chat_parts(prompt, add_generation_prompt=True)
-    parts = [[*header, (Beginning(prefix), False)]]
-    for name in ("chosen", "rejected"):
-        if type(ends.get(name)) is not bool:
-            raise UserError(f"{where}: ends_turn: {name} must be true or false")
-        text = assistant_text(row[name], where, name)
-        reply = tokenizer.reply_parts(text, trim=not prefix)
-        parts.append(reply if ends[name] else reply[:-1])
-    return parts
-
-
-def pair_families(sequences, bos_id, max_length):
-    """[prompt, chosen, rejected] as one family, or the reason why it is skipped: never cut.
-
-    max_length counts prompt, chosen and rejected together, since they share a packed row; FinDAP's
-    2,048 is for each of the two sequences.
-    """
-    prompt, chosen, rejected = (ids for ids, _ in sequences)
-    if chosen == rejected:  # two words that the vocabulary lacks may both be <unk>
-        return "with chosen and rejected of the same tokens"
-    if len(prompt) - 1 + len(chosen) + len(rejected) > max_length:
-        return f"longer than {max_length} tokens"
-    return [family(prompt, [chosen, rejected])]
-
-
-# kind of row: fields, row -> parts of its sequences, ids of these -> families or reason to skip
-TEXT = {"text": str}, text_parts, text_families
-CHAT = {"messages": list}, chat_parts, chat_families
-PAIR = ({"prompt": (str, list), "prefix?": str, "chosen": (str, list), "rejected": (str, list),
-         "ends_turn?": dict}, pair_parts, pair_families)  # fmt: skip
-
-
-def row_families(kind, rows, tokenizer, max_length):
-    """[(where, row)] -> per row its families or the reason to skip it, in one encoder call."""
-    _, parts_of, families_of = kind
-    parts = [parts_of(row, where, tokenizer) for where, row in rows]
-    joined = iter(tokenizer.join([sequence for row in parts for sequence in row]))
-    found = []
-    for (where, _), row in zip(rows, parts, strict=True):
-        try:
-            sequences = list(islice(joined, len(row)))
-            found.append(families_of(sequences, tokenizer.bos_id, max_length))
-        except UserError as e:
-            raise UserError(f"{where}: {e}") from None
-    return found
-
-
-def load(kind, paths, tokenizer, max_length, max_skipped=0.05):
-    """Files (comma separated, or a list) -> (families, Counts), counts printed and BOS checked.
-
-    UserError on a bad row, if there is none, or if more than max_skipped of them are left out.
+    token_cache: folder of token files; "" = tokenised in memory. UserError on a bad row, if there
+    is none, or if more than max_skipped of them are left out.
     """
     paths = paths.split(",") if isinstance(paths, str) else map(str, paths)
     paths = [path.strip() for path in paths if path.strip()]
     if not paths:
         raise UserError("the list of training files is empty: name one, or several with commas")
-    counts, families = Counts(", ".join(map(str, paths))), []
-    rows = ((f"{path}:{line}", row) for path in paths for line, row in read_jsonl(path, kind[0]))
-    quiet = True if os.environ.get("RANK", "0") != "0" else None  # None: bar on terminals only
-    rows = iter(tqdm(rows, "tokenising", unit=" rows", delay=5, disable=quiet, leave=False))
-    while block := list(islice(rows, 256)):
-        counts.rows += len(block)
-        first = len(families)
-        for (where, _), found in zip(
-            block, row_families(kind, block, tokenizer, max_length), strict=True
-        ):
-            if isinstance(found, str):
-                counts.skipped.setdefault(found, []).append(where)
-            else:
-                counts.used += 1
-                families += found
-        if len(families) > first:
-            check_bos(collate(families[first:]), tokenizer.bos_id)
-    counts.tokens, counts.trained = sum(map(size, families)), sum(map(targets, families))
+    counts, files = Counts(", ".join(paths)), []
+    for path in paths:
+        tokens = tokenise(kind, path, tokenizer, token_cache)
+        files.append(found := FileFamilies(kind, tokens, max_length, tokenizer.bos_id))
+        counts.rows += len(tokens.lines)
+        counts.used += len(tokens.lines) - len(found.skipped)
+        for row, reason in sorted(found.skipped.items()):
+            counts.skipped.setdefault(reason, []).append(f"{path}:{tokens.lines[row]}")
+    families = Families(files)
+    counts.tokens, counts.trained = int(families.sizes.sum()), int(families.targets.sum())
     parallel.print0(counts)
     if not counts.rows:
         raise UserError(f"{counts.name}: holds no rows")
@@ -189,47 +209,19 @@ def load(kind, paths, tokenizer, max_length, max_skipped=0.05):
     return families, counts
 
 
-def load_text(paths, tokenizer, max_length, max_skipped=0.05):
-    """{"text"} rows; one family per document, or per chunk of a long one."""
-    return load(TEXT, paths, tokenizer, max_length, max_skipped)
+def load_text(*args, **settings):
+    """load of {"text"} rows: a family per document, or per chunk of a long one."""
+    return load("text", *args, **settings)
 
 
-def load_chat(paths, tokenizer, max_length, max_skipped=0.05):
-    """{"messages"} rows; one family per conversation."""
-    return load(CHAT, paths, tokenizer, max_length, max_skipped)
+def load_chat(*args, **settings):
+    """load of {"messages"} rows: a family per conversation."""
+    return load("chat", *args, **settings)
 
 
-def load_pairs(paths, tokenizer, max_length, max_skipped=0.05):
-    """Preference rows; one family [prompt, chosen, rejected], max_length tokens at most, a pair."""
-    return load(PAIR, paths, tokenizer, max_length, max_skipped)
-
-
-SOURCES = ("text", "chat")
-
-
-def mix(text_families, chat_families, how, seed):
-    """CPT text joined with instruction rows: (families, source of each as an index into SOURCES).
-
-    how: "tokens" samples the text down to the tokens of the chat rows (FinDAP's 50:50), "rows" to
-    their number (its released code: chunks against conversations), "all" keeps everything. Text is
-    never repeated. Prints both shares.
-    """
-    if how not in ("tokens", "rows", "all"):
-        raise UserError(f"mix: {how!r} is not tokens, rows or all")
-    order = np.random.default_rng(seed).permutation(len(text_families)).tolist()
-    if how == "tokens":
-        total = np.cumsum([size(text_families[i]) for i in order])
-        order = order[: int(np.searchsorted(total, sum(map(size, chat_families)), side="right"))]
-    elif how == "rows":
-        order = order[: len(chat_families)]
-    text = [text_families[i] for i in sorted(order)]
-    rows = [(len(f), sum(map(size, f)), sum(map(targets, f))) for f in (text, chat_families)]
-    tokens, trained = (max(1, sum(column)) for column in list(zip(*rows, strict=True))[1:])
-    parallel.print0(f"mix by {how}: {len(text):,} of {len(text_families):,} text chunks kept")
-    parallel.print0(f"{'source':<8}{'rows':>10}{'tokens':>14}{'':>8}{'trained':>14}")
-    for name, (n, t, k) in zip(SOURCES, rows, strict=True):
-        parallel.print0(f"{name:<8}{n:>10,}{t:>14,}{t / tokens:>8.1%}{k:>14,}{k / trained:>8.1%}")
-    return text + list(chat_families), [0] * len(text) + [1] * len(chat_families)
+def load_pairs(*args, **settings):
+    """load of preference rows: a family [prompt, chosen, rejected] a pair."""
+    return load("pair", *args, **settings)
 
 
 # ---- python data.py show -------------------------------------------------------------------------
@@ -274,13 +266,15 @@ def show(path, cfg):
     row = next((row for line, row in read_jsonl(path, {}) if line == cfg.row), None)
     if row is None:
         raise UserError(f"{path}: has no row on line {cfg.row}")
-    kind = CHAT if "messages" in row else PAIR if "chosen" in row else TEXT
-    check_fields(row, kind[0], where := f"{path}:{cfg.row}")
-    (found,) = row_families(kind, [(where, row)], tokenizer, cfg.max_length)
-    if isinstance(found, str):
-        return print(f"{where}: skipped, {found}")
-    for i, (ids, trained) in enumerate(s for members in found for s in sequences_of(members)):
-        name = ("chosen", "rejected")[i] if kind is PAIR else f"document {i + 1}"
+    kind = "chat" if "messages" in row else "pair" if "chosen" in row else "text"
+    check_fields(row, KINDS[kind][0], where := f"{path}:{cfg.row}")
+    tokens = encode_rows(kind, [row], [cfg.row], path, tokenizer)
+    found = FileFamilies(kind, tokens, cfg.max_length, tokenizer.bos_id)
+    if found.skipped:
+        return print(f"{where}: skipped, {found.skipped[0]}")
+    shown = (sequence for members in Families([found]) for sequence in sequences_of(members))
+    for i, (ids, trained) in enumerate(shown):
+        name = ("chosen", "rejected")[i] if kind == "pair" else f"document {i + 1}"
         ends = [k for k, token in enumerate(ids) if token == tokenizer.turn_end_id]
         bos = [k for k, token in enumerate(ids) if token == tokenizer.bos_id]
         print(f"{where} {name}: {len(ids)} ids, {sum(trained)} trained; BOS at {bos};", end=" ")

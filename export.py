@@ -26,9 +26,9 @@ from pathlib import Path
 from tokenizers import Tokenizer as Encoder
 
 from config import UserError, check_choice
-from data import PAIR, assistant_text, pair_parts
 from jsonl import check_messages, read_jsonl, sha, write_jsonl
 from judge import build_request, decided, request_parts, split_steps, unusable
+from kinds import KINDS, assistant_text, pair_parts
 from logs import VERDICT, read_log, read_trajectories, tally
 from tokenizer import Tokenizer, optional_json
 
@@ -108,7 +108,7 @@ def trl_rows(cfg, counts):
     """Pairs as TRL loads them: all as messages or all as strings, as a file holds one type only."""
     path = Path(cfg.out_dir) / cfg.pairs
     renderer = Renderer(cfg.tokenizer) if cfg.tokenizer else None
-    for line, row in read_jsonl(path, PAIR[0]):
+    for line, row in read_jsonl(path, KINDS["pair"][0]):
         where = f"{path}:{line}"
         made = renderer.render(row, where) if renderer else as_messages(row, where)
         counts[made if isinstance(made, str) else "written"] += 1

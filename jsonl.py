@@ -177,6 +177,12 @@ def sha(value):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def sha_of_file(path):
+    """sha256 of a file's bytes."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def check_messages(messages, where, last, name="messages"):
     """UserError unless system is first or absent, user and assistant alternate, `last` ends it."""
     for i, message in enumerate(messages):

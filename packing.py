@@ -44,7 +44,7 @@ def family(prompt_ids, completions):
 
     The last prompt token opens each child instead of closing the parent: its label differs.
     """
-    if len(prompt_ids) < 2 or not all(completions):
+    if len(prompt_ids) < 2 or not all(map(len, completions)):
         raise ValueError("a family has a prompt of at least two tokens and no empty completion")
     prompt = np.asarray(prompt_ids, dtype=np.int32)
     segments = [Segment(prompt[:-1], np.full(len(prompt) - 1, IGNORE, dtype=np.int32))]
@@ -100,19 +100,6 @@ def collate(families, sources=None):
         parent=torch.tensor(parents, dtype=torch.int32),
         source=torch.tensor(source),
     )
-
-
-def check_bos(batch, bos_id):
-    """UserError unless every sequence has exactly one BOS, at its head."""
-    if bos_id is None:  # a format without BOS
-        return
-    roots = batch.cu_seqlens[:-1][batch.parent < 0].long()
-    found = (batch.input_ids == bos_id).nonzero().flatten()
-    if not torch.equal(found, roots):
-        raise UserError(
-            f"BOS (id {bos_id}) must stand once, at the head of each of {len(roots)} sequences; "
-            f"there are {len(found)}, the first at {found[:5].tolist()}"
-        )
 
 
 def best_fit(lengths, capacity):
@@ -177,6 +164,35 @@ class Plan:
             self.shuffled = epoch, order
         chosen = self.shuffled[1][k * self.rows_per_step : (k + 1) * self.rows_per_step]
         return [self.packed[i] for i in chosen]
+
+
+class Curriculum:
+    """Plans one after the other: every epoch of the first group of families, then of the next.
+
+    groups: how many of the lengths belong to each, in their order; one group is a Plan.
+    """
+
+    def __init__(self, lengths, groups, max_length, batch_tokens, epochs, seed):
+        lengths, starts = np.asarray(lengths, dtype=np.int64), np.cumsum([0, *groups])
+        spans = zip(starts[:-1], starts[1:], strict=True)
+        settings = max_length, batch_tokens, epochs, seed
+        self.plans = [Plan(lengths[a:z], *settings) for a, z in spans]
+        self.max_length, self.starts = max_length, starts[:-1].tolist()
+        self.steps = sum(plan.steps for plan in self.plans)
+        slots = sum(len(plan.packed) for plan in self.plans) * max_length
+        self.fill = int(lengths.sum()) / slots
+
+    @property
+    def packed(self):
+        return [plan.packed for plan in self.plans]
+
+    def rows(self, step):
+        """Packed rows of a step, as lists of family indices."""
+        for start, plan in zip(self.starts, self.plans, strict=True):
+            if step < plan.steps:
+                return [[start + i for i in row] for row in plan.rows(step)]
+            step -= plan.steps
+        raise IndexError(step)
 
 
 def micro_batches(plan, families, step, rank, world, micro_batch_tokens, sources=None):

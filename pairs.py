@@ -17,10 +17,10 @@ from math import lcm
 from pathlib import Path
 
 from config import UserError, check_choice, check_range
-from data import pair_parts
 from extract import final_answers
 from jsonl import sha, write_jsonl
 from judge import decided, split_steps, unusable, wrong_span
+from kinds import pair_parts
 from logs import CONTINUATION, VERDICT, read_log, read_trajectories, tally
 from tokenizer import Tokenizer
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 import parallel
 from checkpoint import barrier, header
 from config import UserError
+from jsonl import sha_of_file
 from packing import IGNORE, Plan, micro_batches, size
 from parallel import on_rank0
-from resume import sha256
 
 CODE = ("model.py", "packing.py", "reference.py", "kernels/*.py")
 
@@ -115,7 +115,7 @@ def reference_key(cfg, run, families, device):
     code = [file for pattern in CODE for file in sorted(here.glob(pattern))]
     weights = [value for name, value in run.items() if name.endswith(".safetensors")]
     dtype = str(parallel.auto_dtype(cfg.dtype, device))
-    parts = [weights, [sha256(file) for file in [config, *code]], cfg.max_length, dtype]
+    parts = [weights, [sha_of_file(file) for file in [config, *code]], cfg.max_length, dtype]
     key = hashlib.sha256(json.dumps(parts).encode())
     for segment in (segment for members in families for segment in members):
         key.update(len(segment.input_ids).to_bytes(8, "little"))

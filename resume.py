@@ -11,7 +11,6 @@ as batches are a pure function of it (packing.Plan), and training draws no other
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -29,19 +28,14 @@ from checkpoint import (
     write_tensors,
 )
 from config import UserError, read_json
+from jsonl import sha_of_file
 from parallel import on_rank0
 
 # Settings that change where and how fast a run goes, not what it computes
 NEUTRAL = (
     *("out_dir", "device", "micro_batch_tokens", "recompute", "eval_every", "save_every"),
-    *("heldout_text", "heldout_chat", "heldout_pairs", "warn_nats", "max_skipped"),
+    *("heldout_text", "heldout_chat", "heldout_pairs", "warn_nats", "max_skipped", "token_cache"),
 )
-
-
-def sha256(path):
-    """Hex digest of a file's bytes."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def identity(cfg, files):
@@ -55,7 +49,7 @@ def identity(cfg, files):
     for file in (files := [*files, str(source / "config.json"), str(source / "tokenizer.json")]):
         if not Path(file).is_file():
             raise UserError(f"{file}: no such file")
-    return settings | {file: sha256(file) for file in [*files, *weights]}
+    return settings | {file: sha_of_file(file) for file in [*files, *weights]}
 
 
 def optimizer_state(model, optimizer):
@@ -79,7 +73,9 @@ def save(out_dir, step, model, optimizer, run, keep=2):
     write_tensors(tmp, "state", optimizer_state(model, optimizer))
     if is_main():
         sync_folder(tmp)
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in tmp.iterdir()}
+        files = {
+            p.name: {"bytes": p.stat().st_size, "sha256": sha_of_file(p)} for p in tmp.iterdir()
+        }
         manifest = {"step": step, "run": run, "files": files}
         (tmp / "manifest.json").write_text(json.dumps(manifest, indent=1))
         sync_folder(tmp)
@@ -109,7 +105,7 @@ def damage(folder):
         file = folder / name
         if not file.exists() or file.stat().st_size != want["bytes"]:
             return f"{name} is missing or cut short"
-        if sha256(file) != want["sha256"]:
+        if sha_of_file(file) != want["sha256"]:
             return f"{name} has changed since it was written (sha256)"
     return None
 

@@ -2,6 +2,7 @@
 
     python train_cpt.py                                        the sample world, on whatever is here
     torchrun --nproc_per_node 8 train_cpt.py --init_from llama3 --text web.jsonl --chat chat.jsonl
+    torchrun --nproc_per_node 8 train_cpt.py --init_from llama3 --mixture recipes/group1.json
 
 Text teaches knowledge, but text alone destroys the ability to answer; instructions alone teach no
 new knowledge. So one run, one optimizer, one shuffled stream of packed rows holds both. Every token
@@ -12,6 +13,7 @@ of a text carries loss; of a chat, the assistant's tokens and the end of its tur
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -19,11 +21,12 @@ import parallel
 import resume
 from checkpoint import load_weights, save_pretrained
 from config import UserError, check_choice, parse
-from data import SOURCES, load_chat, load_text, mix
+from data import Families, load_chat, load_text
 from metrics import Metrics, describe_run, plot_metrics
+from mixture import SOURCES, files_of, load_mixed, read_mixture
 from model import Llama
 from optim import build_optimizer, check_settings, lr_at
-from packing import IGNORE, Plan, micro_batches, size
+from packing import IGNORE, Curriculum, Plan, micro_batches
 from parallel import print0, sum_over_ranks
 from tokenizer import Tokenizer
 
@@ -39,6 +42,10 @@ class Config:
     mix: str = (
         "tokens"  # cut text down to the chat's tokens (paper), its rows (released code), or all
     )
+    mixture: str = (
+        ""  # file of sources, shares and groups (mixture.py), in place of text, chat, mix
+    )
+    token_cache: str = "out/tokens"  # folder of what is tokenised already; may be deleted
     max_length: int = 256  # tokens of a packed row; longer texts are split, longer chats skipped
     batch_tokens: int = 1024  # tokens per step, over all ranks and micro-batches
     micro_batch_tokens: int = 1024  # tokens per rank in one forward: as many as fit
@@ -63,10 +70,17 @@ def token_losses(model, batch):
     return -model(*row, labels=batch.labels, common_gradient=True)
 
 
-def by_source(values, batch):
-    """Sum values (N,) over the tokens of each source -> (number of sources,) float64."""
+def by_source(values, batch, count):
+    """Sum values (N,) over the tokens of each source -> (count,) float64."""
     source = batch.source.repeat_interleave(batch.cu_seqlens.diff())  # (N,)
-    return torch.stack([values[source == i].sum().double() for i in range(len(SOURCES))])
+    return torch.stack([values[source == i].sum().double() for i in range(count)])
+
+
+def tokens_by_source(plan, steps, mixed):
+    """Tokens of each source in these steps, (number of sources,); of every rank."""
+    chosen = [i for step in steps for row in plan.rows(step) for i in row]
+    sizes, count = mixed.families.sizes[chosen], len(mixed.names)
+    return np.bincount(mixed.sources[chosen], sizes, count).astype(int)
 
 
 @torch.no_grad()
@@ -78,8 +92,8 @@ def heldout_loss(model, plan, families, sources, cfg, rank, world, device):
             plan, families, step, rank, world, cfg.micro_batch_tokens, sources
         ):
             batch = batch.to(device)
-            sums[0] += by_source(token_losses(model, batch), batch)
-            sums[1] += by_source(batch.labels != IGNORE, batch)
+            sums[0] += by_source(token_losses(model, batch), batch, len(SOURCES))
+            sums[1] += by_source(batch.labels != IGNORE, batch, len(SOURCES))
     total, count = sum_over_ranks(sums)
     return {f"heldout/{s}": (total[i] / count[i]).item() for i, s in enumerate(SOURCES) if count[i]}
 
@@ -90,6 +104,8 @@ def main(cfg):
     model = Llama.from_pretrained(cfg.init_from, "meta")  # shapes only, until shard
     check_settings(cfg, model.config)
     files = [f for f in f"{cfg.text},{cfg.chat}".split(",") if f]
+    if cfg.mixture:
+        files = [cfg.mixture, *files_of(read_mixture(cfg.mixture))]
     run = resume.identity(cfg, files)
     if resume.finished(cfg.out_dir, run):
         return print0(f"{cfg.out_dir}: this run has ended already")
@@ -97,31 +113,25 @@ def main(cfg):
 
     tokenizer = Tokenizer(cfg.init_from)
     tokenizer.check_fits(model.config.vocab_size)
-    text = load_text(cfg.text, tokenizer, cfg.max_length, cfg.max_skipped)[0] if cfg.text else []
-    chat = load_chat(cfg.chat, tokenizer, cfg.max_length, cfg.max_skipped)[0] if cfg.chat else []
-    families, sources = mix(text, chat, cfg.mix if chat else "all", cfg.seed)
-    plan = Plan(list(map(size, families)), cfg.max_length, cfg.batch_tokens, cfg.epochs, cfg.seed)
+    mixed = load_mixed(cfg, tokenizer)
+    families, sources, names = mixed.families, mixed.sources, mixed.names
+    lengths = cfg.max_length, cfg.batch_tokens
+    plan = Curriculum(families.sizes, mixed.groups, *lengths, cfg.epochs, cfg.seed)
     parallel.check_same(plan.packed, "the packed rows")
     held = (None, [], [])
-    if cfg.heldout_text or cfg.heldout_chat:
-        texts = (
-            load_text(cfg.heldout_text, tokenizer, cfg.max_length, cfg.max_skipped)[0]
-            if cfg.heldout_text
-            else []
-        )
-        chats = (
-            load_chat(cfg.heldout_chat, tokenizer, cfg.max_length, cfg.max_skipped)[0]
-            if cfg.heldout_chat
-            else []
-        )
-        held = (texts + chats, [0] * len(texts) + [1] * len(chats))
-        held = (Plan(list(map(size, held[0])), cfg.max_length, cfg.batch_tokens, 1, 0), *held)
+    settings = tokenizer, cfg.max_length, cfg.max_skipped, cfg.token_cache
+    texts = load_text(cfg.heldout_text, *settings)[0] if cfg.heldout_text else Families([])
+    chats = load_chat(cfg.heldout_chat, *settings)[0] if cfg.heldout_chat else Families([])
+    if both := texts + chats:
+        which = [0] * len(texts) + [1] * len(chats)
+        held = (Plan(both.sizes, *lengths, 1, 0), both, which)
 
     model = parallel.shard(model, device, cfg.dtype, cfg.recompute)
     load_weights(model, cfg.init_from)
     optimizer = build_optimizer(model, cfg.lr, cfg.weight_decay)
     start = resume.load(cfg.out_dir, model, optimizer, run)
     log = Metrics(cfg.out_dir, start, device, model.config)
+    seen = tokens_by_source(plan, range(start), mixed)
     print0(f"{cfg.out_dir}: step {start} of {plan.steps}, rows {plan.fill:.1%} full, {world} ranks")
 
     parallel.catch_stop_signals()  # until here a signal ends the run at once: nothing to save yet
@@ -131,20 +141,20 @@ def main(cfg):
         micro = [batch.to(device) for batch in micro]
         # Every rank divides by the targets of all ranks and micro-batches, known before the first
         # backward: uneven micro-batches then add up to exactly one big batch.
-        targets = sum(by_source(batch.labels != IGNORE, batch) for batch in micro)  # (2,)
+        targets = [by_source(batch.labels != IGNORE, batch, len(names)) for batch in micro]
         stop = torch.tensor([len(parallel.stop_signals)], device=device)
-        *targets, stop = sum_over_ranks(torch.cat([targets, stop]))
+        *targets, stop = sum_over_ranks(torch.cat([sum(targets), stop]))
         if stop:
             if step > start:
                 resume.save(cfg.out_dir, step, model, optimizer, run)
             return print0(f"\nstopped before step {step}; the same command goes on from here")
 
-        total = torch.zeros(len(SOURCES), dtype=torch.float64, device=device)
+        total = torch.zeros(len(names), dtype=torch.float64, device=device)
         for i, batch in enumerate(micro):
             model.set_requires_gradient_sync(i == len(micro) - 1)  # reduce gradients once per step
             losses = token_losses(model, batch)
             (losses.sum() * world / sum(targets)).backward()  # FSDP averages over the ranks
-            total += by_source(losses.detach(), batch)
+            total += by_source(losses.detach(), batch, len(names))
         grad_norm = optimizer.grad_norm()  # of all ranks; clipping is part of the update
         if not grad_norm.isfinite():
             raise UserError(f"step {step}: the gradient is {grad_norm.item()}; lower --lr")
@@ -155,13 +165,13 @@ def main(cfg):
 
         last = step + 1 == plan.steps
         log.count(families[i] for packed in plan.rows(step) for i in packed)
+        seen += tokens_by_source(plan, [step], mixed)
         total = sum_over_ranks(total)
         values = {"loss": (sum(total) / sum(targets)).item(), "grad_norm": grad_norm.item()}
         values |= {
-            f"loss/{s}": (t / n).item()
-            for s, t, n in zip(SOURCES, total, targets, strict=True)
-            if n
+            f"loss/{s}": (t / n).item() for s, t, n in zip(names, total, targets, strict=True) if n
         }
+        values |= {f"tokens/{s}": n for s, n in zip(names, seen.tolist(), strict=True) if n}
         if (step + 1) % cfg.eval_every == 0 or last:
             values |= heldout_loss(model, *held, cfg, rank, world, device)
         row = log.log(step, **values, lr=group["lr"])

@@ -47,6 +47,7 @@ class Config:
         "tokens"  # mean over the step's chosen tokens (TRL), or over sequence means (RPO)
     )
     length_norm: bool = False  # mean instead of summed log-probs per reply; wants a larger beta
+    token_cache: str = "out/tokens"  # folder of what is tokenised already; may be deleted
     max_length: int = 256  # tokens of a row; prompt + chosen + rejected must fit, else skipped
     batch_tokens: int = 2048  # tokens per step, over all ranks and micro-batches
     micro_batch_tokens: int = 2048  # tokens per rank in one forward: as many as fit
@@ -187,12 +188,13 @@ def main(cfg):
 
     tokenizer = Tokenizer(cfg.init_from)
     tokenizer.check_fits(model.config.vocab_size)
-    families, _ = load_pairs(files, tokenizer, cfg.max_length, cfg.max_skipped)
+    settings = tokenizer, cfg.max_length, cfg.max_skipped, cfg.token_cache
+    families, _ = load_pairs(files, *settings)
     plan = Plan(list(map(size, families)), cfg.max_length, cfg.batch_tokens, cfg.epochs, cfg.seed)
     parallel.check_same(plan.packed, "the packed rows")
     held = (None, [])
     if cfg.heldout_pairs:
-        pairs, _ = load_pairs(cfg.heldout_pairs, tokenizer, cfg.max_length, cfg.max_skipped)
+        pairs, _ = load_pairs(cfg.heldout_pairs, *settings)
         held = (Plan(list(map(size, pairs)), cfg.max_length, cfg.batch_tokens, 1, 0), pairs)
     if cfg.length_norm and cfg.loss == "sigmoid" and cfg.beta < 1:
         print0(f"note: beta {cfg.beta} is small for length-normalised log-probs; 2 to 10 is usual")

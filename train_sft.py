@@ -34,6 +34,7 @@ class Config:
     chat: str = "sample/data/sft.jsonl"  # {"messages"} rows, files comma separated
     pairs: str = ""  # preference pairs, in place of chat: train on their chosen side
     heldout_chat: str = "sample/data/sft_heldout.jsonl"  # measured, never trained; "" = none
+    token_cache: str = "out/tokens"  # folder of what is tokenised already; may be deleted
     max_length: int = 256  # tokens of a packed row; longer chats are skipped and counted
     batch_tokens: int = 1024  # tokens per step, over all ranks and micro-batches
     micro_batch_tokens: int = 1024  # tokens per rank in one forward: as many as fit
@@ -83,16 +84,16 @@ def main(cfg):
 
     tokenizer = Tokenizer(cfg.init_from)
     tokenizer.check_fits(model.config.vocab_size)
+    settings = tokenizer, cfg.max_length, cfg.max_skipped, cfg.token_cache
     if cfg.pairs:  # a family is prompt, chosen, rejected: leave the last one out
-        pairs, _ = load_pairs(files, tokenizer, cfg.max_length, cfg.max_skipped)
-        families = [members[:2] for members in pairs]
+        families = [members[:2] for members in load_pairs(files, *settings)[0]]
     else:
-        families, _ = load_chat(files, tokenizer, cfg.max_length, cfg.max_skipped)
+        families, _ = load_chat(files, *settings)
     plan = Plan(list(map(size, families)), cfg.max_length, cfg.batch_tokens, cfg.epochs, cfg.seed)
     parallel.check_same(plan.packed, "the packed rows")
     held = (None, [])
     if cfg.heldout_chat:
-        chats, _ = load_chat(cfg.heldout_chat, tokenizer, cfg.max_length, cfg.max_skipped)
+        chats, _ = load_chat(cfg.heldout_chat, *settings)
         held = (Plan(list(map(size, chats)), cfg.max_length, cfg.batch_tokens, 1, 0), chats)
 
     model = parallel.shard(model, device, cfg.dtype, cfg.recompute)

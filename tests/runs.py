@@ -55,6 +55,7 @@ def settings(stage, data, out, **changes):
     """Values of the stage's Config for a small run: six rows of 96 tokens a step."""
     data = Path(data)
     values = {"init_from": str(data / "base"), "out_dir": str(out), "device": "cpu",
+              "token_cache": str(data / "tokens"),
               "max_length": 96, "batch_tokens": 6 * 96, "micro_batch_tokens": 2 * 96,
               "epochs": 1.0, "lr": 1e-3}  # fmt: skip
     values |= {

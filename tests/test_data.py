@@ -1,11 +1,13 @@
 import json
 
+import numpy as np
 import pytest
 from tiny import sentences, write_rows, write_tokenizer
 
 import data
 from config import UserError
-from data import IGNORE, load_chat, load_pairs, load_text, mix, size, targets
+from data import Families, load_chat, load_pairs, load_text
+from packing import IGNORE, size, targets
 from tokenizer import Tokenizer
 
 
@@ -151,8 +153,59 @@ def test_an_empty_list_of_files_is_named_as_such_and_a_trailing_comma_is_no_file
 def test_a_second_bos_stops_the_start(llama3, tmp_path):
     path = write_rows(tmp_path / "c.jsonl", [ask("cost", "two")])
     llama3.head = lambda: [(llama3.bos_id, False)] * 2
-    with pytest.raises(UserError, match="BOS"):
+    with pytest.raises(UserError, match="c.jsonl:1: BOS .id .* must stand once"):
         load_chat(path, llama3, 100)
+
+
+def test_no_bos_a_late_one_or_one_in_a_reply_names_its_row(llama3, tmp_path):
+    path = write_rows(tmp_path / "c.jsonl", [ask("cost", "two"), ask("rate", "one")])
+    whole, bos = llama3.chat_parts, (llama3.bos_id, False)
+    for odd in (lambda parts: parts[1:], lambda parts: [*parts[1:2], bos, *parts[2:]],
+                lambda parts: [*parts, bos]):  # fmt: skip
+        llama3.chat_parts = lambda messages, odd=odd: (
+            odd(whole(messages)) if messages[0]["content"] == "rate" else whole(messages)
+        )
+        with pytest.raises(UserError, match="c.jsonl:2: BOS"):
+            load_chat(path, llama3, 100)
+
+
+# ---- families
+
+
+def test_sizes_and_targets_are_those_of_the_families_themselves(tokenizer, tmp_path):
+    texts = write_rows(tmp_path / "t.jsonl", [{"text": t} for t in sentences(40, 1, 1, 60)])
+    chats = write_rows(tmp_path / "c.jsonl", [ask(t, "one two") for t in sentences(30, 2)])
+    rows = [{"prompt": t, "chosen": t, "rejected": "two"} for t in sentences(20, 3)]
+    pairs = write_rows(tmp_path / "p.jsonl", rows)
+    for load, path in ((load_text, texts), (load_chat, chats), (load_pairs, pairs)):
+        families, counts = load(path, tokenizer, 90)
+        assert families.sizes.tolist() == list(map(size, families))
+        assert families.targets.tolist() == list(map(targets, families))
+        assert counts.tokens == sum(map(size, families)) and len(families) >= counts.used > 0
+
+
+def test_families_are_taken_repeated_sliced_and_joined_in_the_order_asked_for(llama3, tmp_path):
+    def ids(families):
+        return [trained_ids(f) for f in families]
+
+    rows = [[{"text": t} for t in sentences(9, n)] for n in (1, 2)]
+    paths = [write_rows(tmp_path / f"{n}.jsonl", part) for n, part in enumerate(rows)]
+    a, b = (load_text(path, llama3, 99)[0] for path in paths)
+    both = a + b
+    assert ids(both) == ids(a) + ids(b) and len(both) == 18
+    assert ids(both.take([17, 0, 0])) == [ids(b)[8], ids(a)[0], ids(a)[0]]
+    assert both.take([17, 0, 0]).sizes.tolist() == both.sizes[[17, 0, 0]].tolist()
+    assert ids(both[7:11]) == ids(a)[7:] + ids(b)[:2]
+    nothing = Families([])
+    assert len(nothing) == 0 and ids(nothing + a) == ids(a) == ids(a + nothing)
+    assert np.array_equal((nothing + a).sizes, a.sizes)
+
+
+def test_the_ids_of_a_family_are_a_copy_that_may_be_changed(llama3, tmp_path):
+    path = write_rows(tmp_path / "t.jsonl", [{"text": "profit revenue cost"}])
+    families, _ = load_text(path, llama3, 99, token_cache=str(tmp_path / "cache"))
+    families[0][0].input_ids[1] = 7
+    assert families[0][0].input_ids[1] != 7
 
 
 # ---- pairs
@@ -259,51 +312,6 @@ def test_long_pairs_are_skipped_whole_never_cut(llama3, tmp_path):
     families, counts = load_pairs(path, llama3, 200)
     assert counts.skipped == {"longer than 200 tokens": [f"{path}:5"]}
     assert len(families) == 39 and max(map(size, families)) <= 200
-
-
-# ---- mixing
-
-
-def loaded(tokenizer, tmp_path, texts=200, chats=40):
-    text = write_rows(tmp_path / "t.jsonl", [{"text": t} for t in sentences(texts)])
-    chat = write_rows(tmp_path / "c.jsonl", [ask(t, "one two") for t in sentences(chats, seed=1)])
-    return load_text(text, tokenizer, 200)[0], load_chat(chat, tokenizer, 200)[0]
-
-
-def test_mixing_by_tokens_or_rows_samples_the_text_down_and_all_keeps_it(llama3, tmp_path, capsys):
-    text, chat = loaded(llama3, tmp_path)
-    kept = {}
-    for how in ("tokens", "rows", "all"):
-        families, sources = mix(text, chat, how, seed=0)
-        kept[how] = [f for f, s in zip(families, sources, strict=True) if s == 0]
-        assert [f for f, s in zip(families, sources, strict=True) if s == 1] == chat
-    budget = sum(map(size, chat))
-    tokens = sum(map(size, kept["tokens"]))
-    assert budget - max(map(size, text)) < tokens <= budget < sum(map(size, text))
-    assert len(kept["rows"]) == len(chat) != len(kept["tokens"])
-    assert kept["all"] == text
-    assert len({id(f) for f in kept["tokens"]}) == len(kept["tokens"])  # never repeated
-    out = capsys.readouterr().out
-    share = tokens / (tokens + budget)
-    assert f"{share:.1%}" in out and "trained" in out and f"{tokens:,}" in out
-
-
-def test_the_sample_of_the_text_depends_on_the_seed_alone(llama3, tmp_path):
-    text, chat = loaded(llama3, tmp_path)
-
-    def sample(seed):
-        return [id(f) for f in mix(text, chat, "tokens", seed)[0]]
-
-    assert sample(0) == sample(0) != sample(1)
-
-
-def test_text_that_is_smaller_than_its_budget_is_kept_whole(llama3, tmp_path):
-    text, chat = loaded(llama3, tmp_path, texts=5)
-    for how in ("tokens", "rows"):
-        assert len(mix(text, chat, how, seed=0)[0]) == len(text) + len(chat)
-    assert len(mix(chat, chat, "tokens", seed=0)[0]) == 2 * len(chat)  # exactly the budget
-    with pytest.raises(UserError, match="mix: 'half' is not"):
-        mix(text, chat, "half", seed=0)
 
 
 # ---- show

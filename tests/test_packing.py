@@ -5,10 +5,10 @@ import torch
 from config import UserError
 from packing import (
     IGNORE,
+    Curriculum,
     Plan,
     Segment,
     best_fit,
-    check_bos,
     collate,
     document,
     family,
@@ -61,16 +61,6 @@ def test_an_empty_completion_or_a_prompt_of_one_token_is_refused():
             family(prompt, completions)
     with pytest.raises(ValueError):
         document([9])
-
-
-def test_two_bos_no_bos_or_a_late_bos_is_a_hard_error():
-    check_bos(collate([document([9, 1]), family([9, 1, 2], [[3], [4]])]), 9)
-    check_bos(collate([document([1, 2])]), None)
-    for ids in ([9, 9, 1, 2], [1, 2, 3], [1, 9, 2]):
-        with pytest.raises(UserError, match="BOS"):
-            check_bos(collate([document([9, 1]), document(ids)]), 9)
-    with pytest.raises(UserError, match="BOS"):  # inside a completion
-        check_bos(collate([family([9, 1, 2], [[3], [4, 9, 5]])]), 9)
 
 
 def slow_best_fit(lengths, capacity):
@@ -179,3 +169,28 @@ def test_a_batch_moves_as_a_whole():
     moved = batch.to("meta")
     assert {t.device.type for t in vars(moved).values()} == {"meta"}
     assert moved.labels.shape == batch.labels.shape
+
+
+# ---- a curriculum
+
+
+def test_a_curriculum_of_one_group_is_its_plan():
+    lengths = lengths_of(60)
+    plan = Plan(lengths, 40, 80, 3, seed=5)
+    whole = Curriculum(lengths, [60], 40, 80, 3, seed=5)
+    assert (whole.steps, whole.fill, whole.packed) == (plan.steps, plan.fill, [plan.packed])
+    assert [whole.rows(s) for s in range(whole.steps)] == [plan.rows(s) for s in range(plan.steps)]
+
+
+def test_groups_are_trained_one_after_the_other_each_family_once_an_epoch():
+    lengths = lengths_of(90)
+    plan = Curriculum(lengths, [50, 40], 40, 80, 2, seed=0)
+    first = plan.plans[0].steps
+    steps = [[i for row in plan.rows(s) for i in row] for s in range(plan.steps)]
+    assert sorted(sum(steps[:first], [])) == sorted([*range(50)] * 2)
+    assert sorted(sum(steps[first:], [])) == sorted([*range(50, 90)] * 2)
+    assert plan.fill == sum(lengths) / (40 * sum(map(len, plan.packed)))
+    with pytest.raises(IndexError):
+        plan.rows(plan.steps)
+    fresh = Curriculum(lengths, [50, 40], 40, 80, 2, seed=0)
+    assert fresh.rows(first + 1) == plan.rows(first + 1)  # whatever was asked before

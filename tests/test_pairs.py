@@ -16,8 +16,9 @@ from tiny import write_checkpoint, write_rows, write_tokenizer
 
 import reward
 from config import UserError
-from data import PAIR, load_pairs, row_families
+from data import FileFamilies, load_pairs
 from pairs import select
+from token_files import encode_rows
 from tokenizer import Tokenizer
 
 
@@ -255,9 +256,11 @@ def test_max_length_leaves_out_exactly_what_training_would_skip(out, tmp_path, t
     write_tokenizer(tmp_path / "model", template)
     tokenizer = Tokenizer(tmp_path / "model")
 
+    tokens = encode_rows("pair", rows, range(len(rows)), "pairs", tokenizer)
+
     def trained(limit):
-        found = row_families(PAIR, [(row["id"], row) for row in rows], tokenizer, limit)
-        return [r["id"] for r, f in zip(rows, found, strict=True) if not isinstance(f, str)]
+        kept = FileFamilies("pair", tokens, limit, tokenizer.bos_id).rows
+        return [rows[i]["id"] for i in kept.tolist()]
 
     sizes = {limit: len(trained(limit)) for limit in range(40, 300)}
     steps = [n for n in sizes if n - 1 in sizes and sizes[n] > sizes[n - 1]]

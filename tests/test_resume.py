@@ -225,7 +225,7 @@ def test_a_state_behind_damaged_newer_ones_is_kept_and_they_go(data, tmp_path):
     assert resume.newest_good(tmp_path)[1]["step"] == 2
 
 
-@pytest.mark.parametrize("at", ["write_tensors", "sync_folder", "sha256"])
+@pytest.mark.parametrize("at", ["write_tensors", "sync_folder", "sha_of_file"])
 def test_a_save_that_breaks_off_leaves_the_states_before_it(at, data, whole, tmp_path, monkeypatch):
     """Whatever moment the disk fills up or the power goes: step 3 is still there and used."""
     real, calls = getattr(resume, at), []
