@@ -32,7 +32,9 @@ from records import input_files, read_rows
 
 BLOCK_ROWS, BLOCK_BYTES = 256, 2**20  # of a block, whichever is reached first
 EVERY = 1.0  # seconds between two notes of the progress
-NEUTRAL = ("out", "max_bad")  # settings that change no row of the result
+# Settings that change no row of the result: where it goes, and how patiently a judge is asked
+NEUTRAL = ("out", "max_bad", "base_url", "judge_from", "token_budget", "concurrency", "retries",
+           "backoff_s", "timeout_s", "device")  # fmt: skip
 
 
 @dataclass
@@ -108,8 +110,9 @@ class Pass:
             total = sum(path.stat().st_size for path in self.files)
             with tqdm(total=total, desc=self.out.name, unit="B", unit_scale=True, mininterval=1,
                       delay=2) as bar:  # fmt: skip
-                for number in range(self.at[0], len(self.files)):
-                    yield from self.blocks_of(number, self.at[1], bar)
+                first, place = self.at
+                for number in range(first, len(self.files)):
+                    yield from self.blocks_of(number, place if number == first else None, bar)
                     self.note([number + 1, None])
             self.check_bad()
             if not self.counts["rows"]:
