@@ -115,7 +115,7 @@ def test_broken_off_anywhere_it_goes_on_and_ends_with_the_same_bytes(tmp_path, m
     breaks = 0
     while not Path(cfg.out).exists():
         try:
-            keep_long(cfg, crash_after=rng.randint(1, 500) if breaks < 12 else None)
+            keep_long(cfg, crash_after=rng.randint(1, 250) if breaks < 12 else None)
         except KeyboardInterrupt:
             breaks += 1
             with open(f"{cfg.out}.partial", "ab") as file:  # half a line of what came after
