@@ -216,5 +216,7 @@ class Pass:
         tally("rows", Counter(kept=counts["used"]) + Counter(counts["dropped"]), ["kept"])
         if counts["written"] != counts["used"]:
             print(f"  {counts['written']:,} rows made of them")
+        if not counts["written"]:
+            print(f"  nothing is left; {self.dropped} says why")
         for line in self.bad:
             print(f"  unreadable: {line}")

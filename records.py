@@ -7,6 +7,7 @@ A row that cannot be read, or that json could not hold, comes as its reason and 
 """
 
 import datetime
+import decimal
 import json
 import math
 from pathlib import Path
@@ -17,6 +18,13 @@ from sources import form_of, read_csv, read_json, read_text
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".md")  # that a folder is searched for
 PLAIN = (".txt", ".md")  # a whole file is one text
+ABOUT = (
+    "readme",
+    "license",
+    "licence",
+    "dataset_info",
+    "dataset_infos",
+)  # of a folder, not its data
 BATCH = 256  # rows of parquet that are unpacked at a time
 
 
@@ -28,6 +36,7 @@ def input_files(data):
         if name and path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix in ENDINGS and p.is_file())
             inside = [p for p in inside if not any(q[0] == "." for q in p.relative_to(path).parts)]
+            inside = [p for p in inside if p.stem.lower() not in ABOUT]
             if not inside:
                 raise UserError(f"--data {name}: the folder holds no {', '.join(ENDINGS)} file")
             found += inside
@@ -133,14 +142,17 @@ def read_parquet(path, place):
         raise UserError(f"{path}: not readable as parquet: {str(e).splitlines()[0]}") from None
 
 
-def plain(row):
-    """A parquet row as json has it: dates as text, NaN and Infinity as null."""
-    for name, value in row.items():
-        if isinstance(value, (datetime.date, datetime.time)):
-            row[name] = value.isoformat()
-        elif isinstance(value, float) and not math.isfinite(value):
-            row[name] = None
-    return row
+def plain(value):
+    """A value of parquet as json has it: dates as text, NaN and Infinity as null."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        value = float(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def checked(row, reason=None):
@@ -149,7 +161,7 @@ def checked(row, reason=None):
         return None, reason
     try:
         check_fields(row, {}, "")
-        if len(json.dumps(row, ensure_ascii=False, allow_nan=False)) > LINE_CAP:
+        if len(json.dumps(row, ensure_ascii=False, allow_nan=False).encode()) > LINE_CAP:
             return None, f"longer than {LINE_CAP >> 20} MB; split the document"
     except UserError as e:
         return None, str(e).removeprefix(": ")

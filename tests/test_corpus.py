@@ -1,5 +1,6 @@
 import builtins
 import datetime
+import decimal
 import json
 import os
 import random
@@ -86,7 +87,8 @@ def test_a_row_that_is_neither_kept_nor_dropped_is_caught(tmp_path):
 
 
 def test_files_and_folders_are_read_in_a_fixed_order_hidden_ones_not(tmp_path):
-    for name in ("b/2.jsonl", "b/1.txt", "a.jsonl", "b/.git/x.jsonl", "b/picture.png"):
+    others = "b/.git/x.jsonl", "b/picture.png", "b/README.md", "b/dataset_infos.json"
+    for name in ("b/2.jsonl", "b/1.txt", "a.jsonl", *others):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     found = input_files(f"{tmp_path}/b, {tmp_path}/a.jsonl")
@@ -176,6 +178,11 @@ def test_what_is_done_is_not_done_again(tmp_path, capsys):
     assert results(cfg.out) == before
     again = capsys.readouterr().out
     assert "is there already" in again and said in again
+
+
+def test_a_step_that_keeps_nothing_says_so(tmp_path, capsys):
+    keep_long(Long(data=texts(tmp_path / "a.jsonl"), out=str(tmp_path / "o.jsonl"), least=10**6))
+    assert f"nothing is left; {tmp_path}/o.dropped.jsonl says why" in capsys.readouterr().out
 
 
 def test_another_setting_or_file_is_another_result(tmp_path):
@@ -343,6 +350,20 @@ def test_parquet_is_read_by_row_groups_and_from_any_row_on(tmp_path):
     assert found[7][0] == f"{path}: row 7" and found[-1][4] == path.stat().st_size
     for i in (0, 49, 50, 120, 168):
         assert list(read_rows(path, found[i][3])) == found[i + 1 :]
+
+
+def test_dates_decimals_and_nan_within_a_column_become_json(tmp_path):
+    inner = {"day": datetime.date(2020, 1, 2), "rate": float("inf"), "all": [float("nan"), 1.5]}
+    columns = {"text": ["a"], "meta": [inner], "price": [decimal.Decimal("1.25")]}
+    ((_, row, *_),) = read_rows(parquet(tmp_path / "a.parquet", columns), None)
+    meta = {"day": "2020-01-02", "rate": None, "all": [None, 1.5]}
+    assert row == {"text": "a", "meta": meta, "price": 1.25}
+
+
+def test_the_cap_of_a_row_is_bytes_as_its_next_reader_counts_them(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "利" * (6 * 2**20)}]))
+    ((_, row, reason, *_),) = read_rows(tmp_path / "a.json", None)
+    assert row is None and "longer than 16 MB" in reason
 
 
 def test_a_column_of_bytes_is_unreadable_row_by_row(tmp_path):
