@@ -7,7 +7,7 @@
 A generative reward model in the sense of arXiv:2501.04961 section 5.3: prompted, and always given
 the reference answer. Three judges answer the same requests: an OpenAI-compatible endpoint
 (endpoint.py), a local checkpoint (a large one, or a small one trained on verdicts), and a
-comparison of final answers by rule.
+comparison of final answers by rule. Two more kinds are about texts of a corpus (text_prompts.py).
 """
 
 import json
@@ -21,6 +21,7 @@ from endpoint import Unanswered
 from extract import judged_by_rule
 from generate import stream
 from jsonl import sha, unique
+from text_prompts import TEXT_KEYS, TEXT_PROMPTS, misfit, strings
 
 OUTCOME = """\
 Below are a question, a reference answer and an answer somebody proposes. Decide whether the \
@@ -87,7 +88,7 @@ that contradicts it is wrong. Length in itself earns nothing.
 Explain your judgement in at most 100 words. Then end with the rating, a number from 1 (useless) \
 to 10 (could not be better), in double brackets, exactly like this: Rating: [[5]]"""
 
-PROMPTS = {"outcome": OUTCOME, "stepwise": STEPWISE, "rating": RATING}
+PROMPTS = {"outcome": OUTCOME, "stepwise": STEPWISE, "rating": RATING} | TEXT_PROMPTS
 OF_SOLUTIONS = ("outcome", "stepwise")  # the kinds that make pairs, in the order of asking
 KEYS = {
     "outcome": {"Justification", "Correctness"},
@@ -97,8 +98,8 @@ KEYS = {
         "Reasoning up to incorrect",
         "Step correction",
     },
-}
-TAG = re.compile(r"<(?=\s*/?\s*(?:question|reference|answer)\b)", re.I)
+} | TEXT_KEYS
+TAG = re.compile(r"<(?=\s*/?\s*(?:question|reference|answer|passage)\b)", re.I)
 # No text: control characters, half surrogates, and U+FFFD, which stands for bytes that were none.
 BROKEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffd]")
 CONTROL = re.compile(r"<\|[^\s|<>]+\|>")  # <|eot_id|> in letters: no solution, whoever wrote it
@@ -139,7 +140,9 @@ def parse_reply(raw, finish, kind):
         return None, "reply is not one JSON object"
     if not isinstance(parsed, dict) or set(parsed) != KEYS[kind]:
         return None, "reply has other keys than asked for"
-    if any(not isinstance(value, str) or BROKEN.search(value) for value in parsed.values()):
+    if reason := misfit(parsed, kind):
+        return None, reason
+    if any(map(BROKEN.search, strings(parsed))):
         return None, "reply has a value that is not plain text"
     if kind == "outcome" and parsed["Correctness"] not in ("correct", "wrong"):
         return None, "Correctness is neither correct nor wrong"
@@ -161,23 +164,25 @@ def parse_rating(text):
     return {"Justification": text, "Rating": rating}, None
 
 
+def quoted(quote):
+    """Pattern of a quote: runs of white space count as equal, and it may not begin or end inside a
+    word or number."""
+    words = quote.split()
+    begin = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
+    end = r"(?!\w|[.,]\d)" if re.search(r"\w$", words[-1]) else ""
+    return begin + r"\s+".join(map(re.escape, words)) + end
+
+
 def locate(text, prefix, step):
     """(start, end) of the quoted step in a solution, None if the quotes are not in it.
 
     The prefix must stand directly before the step, and an empty one means the solution's very
-    start. Runs of white space count as equal; a quote may not begin or end inside a word or number.
+    start.
     """
-
-    def pattern(quote):
-        words = quote.split()
-        begin = r"(?<!\w)" if re.match(r"\w", words[0]) else ""
-        end = r"(?!\w|[.,]\d)" if re.search(r"\w$", words[-1]) else ""
-        return begin + r"\s+".join(map(re.escape, words)) + end
-
     if not step.strip():
         return None
-    before = pattern(prefix) if prefix.strip() else r"\A"
-    found = re.search(rf"{before}\s*({pattern(step)})", shield(text))
+    before = quoted(prefix) if prefix.strip() else r"\A"
+    found = re.search(rf"{before}\s*({quoted(step)})", shield(text))
     return found.span(1) if found else None
 
 
@@ -261,9 +266,11 @@ def unusable(record):
 
 
 def finding(verdict):
-    """What a valid verdict says: correct | wrong, a rating, or the first wrong step's index, -1 =
-    none."""
-    key = {"outcome": "Correctness", "rating": "Rating"}.get(verdict["kind"])
+    """What a valid verdict says: correct | wrong, a rating, a score, the exercises, or the first
+    wrong step's index, -1 = none."""
+    if verdict["kind"] == "exercises":
+        return json.dumps([verdict["parsed"][name] for name in ("Questions", "Answer")])
+    key = {"outcome": "Correctness", "rating": "Rating", "quality": "Score"}.get(verdict["kind"])
     return verdict["parsed"][key] if key else verdict["first_error"]
 
 

@@ -5,6 +5,7 @@ about once, a run that was stopped never asks again, and every reply is kept as 
 not. Beside the judge the rule (extract.py) compares final answers, and their agreement is printed.
 """
 
+import contextlib
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -110,66 +111,77 @@ def judge(cfg):
     complain(cfg, logged, lost, refused)
 
 
-def collect(cfg, trajectories, path):
-    """Ask until every trajectory has its verdicts in the log `path`, or cannot have them.
+@contextlib.contextmanager
+def asking(cfg, path, leave=True):
+    """(the judge's name, the whole log `path`, complete): the log is open as long as this is.
 
-    -> (the whole log, {trajectory id: why it got no reply}, those of them that never will,
-    number of retries)
+    complete(trajectories) asks until every one has its verdicts in the log, or cannot have them
+    -> ({trajectory id: why it got no reply}, those of them that never will, number of retries).
+    leave: whether a bar that is full stays on the screen.
     """
     name, model, ask = choose_judge(cfg)
-    lost, refused = {}, {}
-    tries, cost = 0, 0
-
-    def affordable(todo):  # an endpoint takes them one by one, while there are tokens left
-        for requests in todo:
-            if cfg.token_budget and cost >= cfg.token_budget:
-                return
-            yield requests[0].body
-
     with append_to(path, VERDICT) as (logged, add):
         known = {verdict["request_sha"]: verdict for verdict in logged.values()}
         cost = sum(map(spent, logged.values()))
-        while wave := next_wave(cfg, model, trajectories, logged, lost):
-            todo = [requests for key, requests in wave.items() if key not in known]
-            for key, requests in wave.items():
-                for request in requests if key in known else ():
-                    add(read_verdict(request, name, known[key] | COPIED))
-            unsent = dict(enumerate(todo))
-            replies = ask(affordable(todo), [requests[0].trajectory for requests in todo])
-            for i, reply in tqdm(replies, "judging", len(todo), unit=" requests"):
-                del unsent[i]
-                if isinstance(reply, Unanswered):
-                    reasons = {request.trajectory["id"]: str(reply) for request in todo[i]}
-                    lost |= reasons
-                    refused |= reasons if reply.refused else {}
-                    continue
-                tries += reply["tries"] - 1
-                for request in todo[i]:
-                    add(verdict := read_verdict(request, name, reply))
-                    cost += spent(verdict)
-                    reply = reply | COPIED
-                known[verdict["request_sha"]] = verdict
-            if unsent:  # the endpoint is beyond hope, or the budget used up
-                done = cfg.token_budget and cost >= cfg.token_budget
-                budget = f"the budget of {cfg.token_budget:,} tokens is used up: raise it"
-                why = budget if done else "not asked"
-                left = next_wave(cfg, model, trajectories, logged, lost).values()
-                lost |= {request.trajectory["id"]: why for requests in left for request in requests}
-                break
-    return logged, lost, refused, tries
+
+        def affordable(todo):  # an endpoint takes them one by one, while there are tokens left
+            for requests in todo:
+                if cfg.token_budget and cost >= cfg.token_budget:
+                    return
+                yield requests[0].body
+
+        def complete(trajectories):
+            nonlocal cost
+            lost, refused, tries = {}, {}, 0
+            while wave := next_wave(cfg, model, trajectories, logged, lost):
+                todo = [requests for key, requests in wave.items() if key not in known]
+                for key, requests in wave.items():
+                    for request in requests if key in known else ():
+                        add(read_verdict(request, name, known[key] | COPIED))
+                unsent = dict(enumerate(todo))
+                replies = ask(affordable(todo), [requests[0].trajectory for requests in todo])
+                for i, reply in tqdm(replies, "judging", len(todo), leave, unit=" requests"):
+                    del unsent[i]
+                    if isinstance(reply, Unanswered):
+                        reasons = {request.trajectory["id"]: str(reply) for request in todo[i]}
+                        lost |= reasons
+                        refused |= reasons if reply.refused else {}
+                        continue
+                    tries += reply["tries"] - 1
+                    for request in todo[i]:
+                        add(verdict := read_verdict(request, name, reply))
+                        cost += spent(verdict)
+                        reply = reply | COPIED
+                    known[verdict["request_sha"]] = verdict
+                if unsent:  # the endpoint is beyond hope, or the budget used up
+                    done = cfg.token_budget and cost >= cfg.token_budget
+                    budget = f"the budget of {cfg.token_budget:,} tokens is used up: raise it"
+                    why = budget if done else "not asked"
+                    left = next_wave(cfg, model, trajectories, logged, lost).values()
+                    lost |= {request.trajectory["id"]: why for some in left for request in some}
+                    break
+            return lost, refused, tries
+
+        yield name, logged, complete
 
 
-def complain(cfg, logged, lost, refused):
+def collect(cfg, trajectories, path):
+    """Verdicts on all of some trajectories at once: the whole log, and what complete() says."""
+    with asking(cfg, path) as (_, logged, complete):
+        return logged, *complete(trajectories)
+
+
+def complain(cfg, logged, lost, refused, what="solutions"):
     """UserError for solutions that should get a reply another time. One that is refused is itself
     at fault: a line says so, and the others can be used."""
     place = f" at {cfg.base_url}" if cfg.judge == "http" else ""
     if later := [reason for name, reason in lost.items() if name not in refused]:
         raise UserError(
-            f"the judge{place} left {len(later):,} solutions without a reply, the first with: "
+            f"the judge{place} left {len(later):,} {what} without a reply, the first with: "
             f"{later[0]}. All replies are kept: the same command goes on"
         )
     if refused:
-        words = f"the judge{place} refuses {len(refused):,} solutions, the first with: "
+        words = f"the judge{place} refuses {len(refused):,} {what}, the first with: "
         words += next(iter(refused.values()))
         if not any(verdict["parsed"] for verdict in logged.values()):
             raise UserError(words)

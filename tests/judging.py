@@ -1,20 +1,29 @@
 """For the tests of the judge: an endpoint that can misbehave, and solutions written by hand."""
 
 import json
+import os
+import random
 import re
+import signal
+import subprocess
+import sys
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from conftest import ROOT
 from tiny import write_rows
 
 import reward
 from extract import final_answer
-from jsonl import read_jsonl
+from jsonl import read_jsonl, sha
 
 
 def answer_of(prompt):
     """What a good judge of the texts below says: a solution is wrong if it holds `BAD`."""
+    if "<passage>" in prompt:
+        return reading_of(prompt)
     reference, text = (
         re.search(rf"<{tag}>\n(.*?)\n</{tag}>", prompt, re.S)[1] for tag in ("reference", "answer")
     )
@@ -29,6 +38,30 @@ def answer_of(prompt):
         quotes = steps[bad], " ".join(steps[:bad]), f"Step {bad + 1}: mended."
     keys = "First incorrect step", "Reasoning up to incorrect", "Step correction"
     return {"Justification": "j"} | dict(zip(keys, quotes, strict=True))
+
+
+def passage(prompt):
+    """The text that curate.py's judge is shown."""
+    return re.search(r"<passage>\n(.*)\n</passage>", prompt, re.S)[1]
+
+
+def reading_of(prompt):
+    """What a good judge of a text says: `[quality 3]` is worth 3, one without such a mark 0, and
+    exercises look like book_exercise's."""
+    text = passage(prompt)
+    if '"Score"' in prompt:
+        marked = re.search(r"\[quality (\d)\]", text)
+        return {"Justification": "j", "Score": int(marked[1]) if marked else 0}
+    form = r"^Exercise \d+\. (.*)\n((?:[A-Z]\. .*\n)*)Answer: (.*)$"
+    found = [(q, "", "", c.splitlines(), a) for q, c, a in re.findall(form, text, re.M)]
+    columns = [list(column) for column in zip(*found, strict=True)] or [[]] * 5
+    names = "Questions", "Scenario", "Exhibit", "Answer Choices", "Answer"
+    return {"Justification": "j"} | dict(zip(names, columns, strict=True))
+
+
+def book_exercise(number, question, choices, answer):
+    lines = [f"{letter}. {choice}" for letter, choice in zip("ABCDE", choices, strict=False)]
+    return "\n".join([f"Exercise {number}. {question}", *lines, f"Answer: {answer}"])
 
 
 def stepwise(before, step, correction):
@@ -159,3 +192,61 @@ def adds_up(text):
             assert sum(int(n.replace(",", "")) for n in named) == skipped, line
     assert found
     return found
+
+
+# ---- steps of curate.py that are killed ----------------------------------------------------------
+
+
+class Slow:
+    """A judge that takes a moment, and finds nonsense in one of seven texts at first."""
+
+    def __init__(self, pause=0.002):
+        self.pause = pause
+
+    def __call__(self, number, body, good):
+        time.sleep(self.pause)
+        nonsense = len(passage(body["messages"][0]["content"])) % 7 == 0 and body["seed"] == 0
+        return completion("hm" if nonsense else good)
+
+
+def lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def command(step, folder, server, **changes):
+    words = [sys.executable, "curate.py", step, "--data", f"{folder}/in.jsonl"]
+    changes = {"out": folder / "out.jsonl", "base_url": url(server), "backoff_s": 0.01} | changes
+    words += [str(word) for name, value in changes.items() for word in (f"--{name}", value)]
+    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+def killed_and_resumed(step, folder, server, kills, seed):
+    """Runs of a step that are killed (SIGKILL) when their log has so many lines, the last is not.
+    -> (its exit code, what it printed, hashes of the requests in the log at each kill)"""
+    log, rng, known = folder / "out.verdicts.jsonl", random.Random(seed), []
+    for limit in [*kills, None]:
+        process = command(step, folder, server)
+        reader = []
+        thread = threading.Thread(target=lambda p=process: reader.append(p.stdout.read()))  # noqa: B023
+        thread.start()
+        while limit and process.poll() is None and lines(log) < limit:
+            time.sleep(0.002)
+        if limit:
+            time.sleep(rng.random() * 0.05)
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        thread.join()
+        if limit:
+            assert process.returncode == -9
+            raw = log.read_bytes().rpartition(b"\n")[0].splitlines()
+            known.append((len(server.seen), {json.loads(line)["request_sha"] for line in raw}))
+    return process.returncode, reader[0].decode(), known
+
+
+def check_never_asked_again(server, known):
+    """What was in the log at a kill was not sent after it (8 may have been on their way)."""
+    shas = [sha(body) for _, _, body in server.seen]
+    for sent, logged in known:
+        assert logged and not logged & set(shas[sent:])
+    assert len(shas) - len(set(shas)) <= 8 * len(known)
