@@ -83,9 +83,12 @@ def item_texts(task, row):
     return question, answer
 
 
-def read_items(cfg):
-    """[(task, row id, question, answer)] of the tasks that have data. UserError if none has."""
-    names = [name.strip() for name in cfg.tasks.split(",") if name.strip()]
+def read_items(data, tasks="", flag="--data"):
+    """[(task, row id, question, answer)] of the tasks that have data. UserError if none has.
+
+    data: folder of TASK.jsonl files, from the setting that `flag` names; tasks: names with commas.
+    """
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
     for name in names:
         if name not in TASKS:
             near = difflib.get_close_matches(name, TASKS, n=3, cutoff=0.5)
@@ -93,14 +96,14 @@ def read_items(cfg):
             raise UserError(f"--tasks: unknown task {name!r}; {hint}")
     found = []
     for name in dict.fromkeys(names) or TASKS:
-        path = Path(cfg.data) / f"{name}.jsonl"
+        path = Path(data) / f"{name}.jsonl"
         if path.exists():
             for row in load_rows(name, path)[0]:
                 found.append((name, row["id"], *item_texts(TASKS[name], row)))
         elif names:
             raise UserError(f"--tasks: no {path}; python evaluate.py prepare {name} SOURCE")
     if not found:
-        raise UserError(f"--data {cfg.data}: no TASK.jsonl in it; see evaluate.py --list")
+        raise UserError(f"{flag} {data}: no TASK.jsonl in it; see evaluate.py --list")
     return found
 
 
@@ -209,7 +212,7 @@ def main(argv):
     for path in files:
         if not Path(path).is_file():
             raise UserError(f"--train: {path}: no such file")
-    items = read_items(cfg)
+    items = read_items(cfg.data, cfg.tasks)
     index = make_index([item[2:] for item in items], [name for name, *_ in items])
     search = search_files(index, files, cfg.threshold / 100)
     counts, matches = counted(items, search)

@@ -63,6 +63,11 @@ class Pass:
             raise UserError(f"--out {cfg.out!r}: name the FILE.jsonl to write")
         if self.out.resolve() in {path.resolve() for path in self.files}:
             raise UserError(f"--out {cfg.out} is read as well: it would be written over")
+        for folder in map(Path, map(str.strip, cfg.data.split(","))):
+            if folder.is_dir() and folder.resolve() in self.out.resolve().parents:
+                raise UserError(
+                    f"--out {cfg.out}: lies in {folder}, which is read; take another folder"
+                )
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.dropped = beside(self.out, ".dropped.jsonl")
         self.counts_file = beside(self.out, ".counts.json")
@@ -75,6 +80,8 @@ class Pass:
         self.done = self.counts_file.exists()
         if self.done:
             self.restore(self.counts_file)
+        elif self.progress.exists():
+            self.at = self.restore(self.progress)["at"]
 
     def restore(self, path):
         """Take over the counts of a finished or stopped run. UserError if it was another one."""
@@ -92,10 +99,9 @@ class Pass:
         """Lists of (where, row), then the result is published. A row that cannot be read is dropped
         here; what a list holds must be kept or dropped before the next one is asked for."""
         if self.done:
+            self.forget()
             print(f"{self.out} is there already")
             return self.report()
-        if self.progress.exists():
-            self.at = self.restore(self.progress)["at"]
         if self.at[0] < len(self.files):
             yield from self.rest()
         self.publish()
@@ -208,7 +214,12 @@ class Pass:
             if (partial := Path(f"{path}.partial")).exists():
                 partial.replace(path)
         write_text(self.counts_file, json.dumps(self.summary(), indent=1) + "\n")
-        self.progress.unlink()
+        self.forget()
+
+    def forget(self):
+        """The notes of progress are of no use behind the end."""
+        for path in (self.progress, Path(f"{self.progress}.tmp")):
+            path.unlink(missing_ok=True)
 
     def report(self):
         counts = self.counts

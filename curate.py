@@ -25,7 +25,13 @@ import parallel
 from config import UserError, check_range, parse
 from contamination import training_text
 from corpus import Pass, Rows
+from corpus_stats import Stats, stats
+from decontaminate import Decontaminate, decontaminate
+from dedup import Dedup, dedup
+from exercises import Exercises, exercises
 from overlap import words
+from quality import Score, score
+from shapes import Convert, convert
 from sources import numbered_lines
 
 # Words that make up a third of any English text, and are words of few other languages
@@ -112,7 +118,15 @@ def select(cfg):
             todo.drop(where, reason) if reason else todo.keep(row)
 
 
-STAGES = {"select": (Select, select)}
+STAGES = {
+    "convert": (Convert, convert),
+    "select": (Select, select),
+    "dedup": (Dedup, dedup),
+    "score": (Score, score),
+    "exercises": (Exercises, exercises),
+    "decontaminate": (Decontaminate, decontaminate),
+    "stats": (Stats, stats),
+}
 
 
 def main(argv):

@@ -324,7 +324,11 @@ def test_an_output_that_is_no_jsonl_or_would_be_written_over_is_refused(tmp_path
     with pytest.raises(UserError, match="--out 'x.json': name the FILE.jsonl"):
         Pass(Rows(data=path, out="x.json"))
     with pytest.raises(UserError, match="is read as well: it would be written over"):
-        Pass(Rows(data=f"{tmp_path}", out=path))
+        Pass(Rows(data=path, out=path))
+    (tmp_path / "deep").mkdir()
+    for out in ("o.jsonl", "deep/o.jsonl"):  # what it writes would be read, too
+        with pytest.raises(UserError, match=f"{out}: lies in {tmp_path}, which is read"):
+            Pass(Rows(data=f"{tmp_path}", out=str(tmp_path / out)))
 
 
 # ---- forms
