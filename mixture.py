@@ -132,7 +132,7 @@ def choose(amounts, passes, rng):
 
     amounts (F,): what each family counts, in the unit of the mixture.
     """
-    whole = math.floor(passes + 1e-9)
+    whole = math.floor(passes)
     order = rng.permutation(len(amounts))
     budget = (passes - whole) * amounts.sum()
     part = order[: np.searchsorted(np.cumsum(amounts[order]), budget + 1e-6, side="right")]

@@ -147,6 +147,8 @@ def test_a_total_beyond_a_source_says_which_and_what_to_do(files, tokenizer, tmp
     )
     with pytest.raises(UserError, match=reason):
         load(path, tokenizer)
+    with pytest.raises(UserError, match="set its repeats to 2, or total to 3,690"):
+        load(write(tmp_path, {"total": 3_700, "sources": sources}), tokenizer)
     sources[1]["repeats"] = 6
     assert load(write(tmp_path, {"total": 20_000, "sources": sources}), tokenizer)
 

@@ -93,6 +93,22 @@ def test_blocks_and_several_processes_change_nothing(llama3, tmp_path, monkeypat
         assert same(tokenise(kind, path, llama3, cache, workers), whole)
 
 
+def test_reading_runs_only_a_few_blocks_ahead_of_the_workers(llama3, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_files, "BLOCK", 100)
+    path, read, blocks = files_of(tmp_path)["text"], [], token_files.line_blocks
+
+    def counted(path):
+        for block in blocks(path):
+            read.append(block)
+            yield block
+
+    monkeypatch.setattr(token_files, "line_blocks", counted)
+    encoded = token_files.encoded_blocks("text", path, llama3, 2)
+    next(encoded)
+    assert len(read) == 5 < len(list(encoded))
+    encoded.close()
+
+
 def test_ids_take_two_bytes_if_the_vocabulary_lets_them():
     assert token_files.dtypes(2**16)["ids"] == np.uint16
     assert token_files.dtypes(2**16 + 1)["ids"] == np.uint32
