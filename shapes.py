@@ -11,7 +11,8 @@
     python curate.py convert --data gsm8k/train.jsonl --out out/gsm8k.jsonl --to text
 
 --to chat, prompts or text makes the others into it; what cannot become it is dropped. Columns
-beside these that hold one word, text or number (id, source, url, licence, ...) are kept.
+beside these that hold one word, text or number (id, url, licence, ...) are kept; a row without a
+source gets the name of its file.
 """
 
 import re
@@ -243,15 +244,19 @@ SHAPES = [  # what makes rows of which columns; the first that fits
 # The pass -------------------------------------------------------------------------------------
 
 
-def named(row, where):
-    """The id and source that a prompt needs to be sampled, the same in every run."""
-    place = Path(where).name
-    stem, name = Path(re.sub(r":\D*\d+$", "", place)).stem, row.get("id")
+def stem_of(where):
+    """The name of a row's file."""
+    return Path(re.sub(r":\D*\d+$", "", Path(where).name)).stem
+
+
+def id_of(row, where):
+    """The id that a prompt needs to be sampled, the same in every run."""
+    name = row.get("id")
     if type(name) is int:  # it counts the rows of a file, as that of another file may do
-        name = f"{stem}_{name}"
-    elif not isinstance(name, str) or not name.strip():
-        name = sha([place, row])[:16]  # the place: a question that is there twice gets two ids
-    return {"id": name, "source": text_of(row, "source").strip() or stem}
+        return f"{stem_of(where)}_{name}"
+    if isinstance(name, str) and name.strip():
+        return name
+    return sha([Path(where).name, row])[:16]  # the place: a question may be there twice
 
 
 def converted(row, where, to):
@@ -264,7 +269,8 @@ def converted(row, where, to):
         raise Unusable("holds parts that are no text")
     kind, fields = become(kind, fields, to)
     if kind == "prompt":
-        fields = named(row, where) | fields
+        fields = {"id": id_of(row, where)} | fields
+    fields["source"] = text_of(row, "source").strip() or stem_of(where)
     plain = (str, int, float, bool, type(None))
     more = {k: v for k, v in row.items() if isinstance(v, plain) and k not in CONTENT}
     return fields | {k: v for k, v in more.items() if k not in fields}

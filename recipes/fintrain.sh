@@ -14,11 +14,12 @@
 #
 # SELECT="--sites recipes/finance_sites.txt --keywords recipes/finance_keywords.txt" keeps only texts
 # of finance. With JUDGE_URL (an OpenAI-compatible endpoint, its model in JUDGE_MODEL) texts are also
-# scored for quality, 4 of 5 points are kept (the paper's mark), and exercises are taken out of them.
-# What is done is not done again; a stopped run goes on.
+# scored for quality, 4 of 5 points are kept (the paper's mark), and exercises are taken out of them:
+# OUT/exercises.jsonl, prompts for `reward.py sample`. What is done is not done again; a stopped run
+# goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-[ $# -ge 4 ] || { sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 4 ] || { sed -n '2,21s/^# \{0,1\}//p' "$0"; exit 2; }
 text=$1 chat=$2 eval=$3 out=$4 checkpoint=${5:-}
 source env.sh
 make_env -r requirements.txt matplotlib==3.11.2 pyarrow==26.0.1
@@ -31,24 +32,25 @@ step() { # step NAME FROM WHAT FLAGS...: OUT/NAME.jsonl from FROM by `curate.py 
   python curate.py "$what" --data "$from" --out "$out/$name.jsonl" "$@"
 }
 
+# Texts: those of finance, in English; near copies are dropped, too
+step text_converted "$text" convert --to text
 # shellcheck disable=SC2086  # SELECT and FLAGS are words
-clean() { # clean KIND FROM FLAGS...: OUT/KIND.jsonl
-  local kind=$1 from=$2 last
-  step "${kind}_converted" "$from" convert
-  step "${kind}_selected" "$out/${kind}_converted.jsonl" select --language en "${@:3}"
-  step "${kind}_once" "$out/${kind}_selected.jsonl" dedup
-  last=${kind}_once
-  if [ -n "${JUDGE_URL:-}" ] && [ "$kind" = text ]; then
-    step exercises "$out/$last.jsonl" exercises --base_url "$JUDGE_URL" --model "${JUDGE_MODEL:?}"
-    step text_scored "$out/$last.jsonl" score --base_url "$JUDGE_URL" --model "$JUDGE_MODEL"
-    last=text_scored
-  fi
-  step "$kind" "$out/$last.jsonl" decontaminate --eval_data "$eval"
-  step "stats_$kind" "$out/$kind.jsonl" stats --tokenizer "$checkpoint"
-}
+step text_selected "$out/text_converted.jsonl" select --language en --min_words 50 ${SELECT:-}
+step text_once "$out/text_selected.jsonl" dedup
+good=text_once
+if [ -n "${JUDGE_URL:-}" ]; then
+  step exercises "$out/text_once.jsonl" exercises --base_url "$JUDGE_URL" --model "${JUDGE_MODEL:?}"
+  step text_scored "$out/text_once.jsonl" score --base_url "$JUDGE_URL" --model "$JUDGE_MODEL"
+  good=text_scored
+fi
+step text "$out/$good.jsonl" decontaminate --eval_data "$eval"
+step stats_text "$out/text.jsonl" stats --tokenizer "$checkpoint"
 
-clean text "$text" --min_words 50 ${SELECT:-}
-clean chat "$chat"
+# Instructions: rows of one task share most of their words, so only exact copies are dropped
+step chat_converted "$chat" convert --to chat
+step chat_once "$out/chat_converted.jsonl" dedup --no-near
+step chat "$out/chat_once.jsonl" decontaminate --eval_data "$eval"
+step stats_chat "$out/chat.jsonl" stats --tokenizer "$checkpoint"
 
 cat >"$out/mixture.json" <<JSON
 {"unit": "tokens", "groups": [{"sources": [

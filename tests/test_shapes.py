@@ -3,6 +3,7 @@
 import datetime
 import json
 import random
+from pathlib import Path
 
 import pytest
 from foreign import CHAT, FOREIGN, ODD, OURS, USELESS, assistant, system, user
@@ -35,8 +36,12 @@ def run(tmp_path, rows, to="auto", max_bad=1.0, data=None):
 
 
 def one(row, to="auto", where="folder/rows.jsonl:1"):
-    """The row that another becomes, when it is what the readers of training rows take."""
+    """The row that another becomes, when it is what the readers of training rows take; without the
+    source that rows get for want of their own, but for prompts."""
     made = converted(row, where, to)
+    check_fields(made, {"source": str}, where)
+    if "source" not in row and "answer" not in made:
+        assert made.pop("source") == Path(where).stem
     if "text" in made or "messages" in made:
         check_fields(made, {"text": str} if "text" in made else {"messages": list}, where)
         check_messages(made.get("messages", CHAT["messages"]), where, "assistant")
@@ -127,7 +132,7 @@ def test_each_row_is_kept_or_dropped_once_and_shapes_may_be_mixed_in_a_file(tmp_
     rows = [OURS["text"], *(row for row, _ in USELESS), OURS["chat"], *(row for row, _ in ODD),
             *(row for row, _ in FOREIGN)]  # fmt: skip
     kept, dropped = run(tmp_path, rows)
-    assert len(kept) == 2 + len(FOREIGN) and kept[:2] == [OURS["text"], OURS["chat"]]
+    assert len(kept) == 2 + len(FOREIGN) and kept[1] == OURS["chat"] | {"source": "rows"}
     assert dropped[: len(USELESS)] == [phrase for _, phrase in USELESS]
     rest = zip(dropped[len(USELESS) :], ODD, strict=True)
     assert all(detail.startswith(phrase) for detail, (_, phrase) in rest)
@@ -251,7 +256,8 @@ def test_parquet_of_fineweb_and_of_conversations_with_null_filled_columns(tmp_pa
     pq.write_table(pa.Table.from_pylist([{"messages": turns}] * 2), folder / "b.parquet")
     kept, dropped = run(tmp_path, None, data=folder)
     chat = {"messages": [user("q"), assistant("a", weight=1)]}
-    assert kept == [web | {"date": "2024-05-06T07:08:09"}, chat, chat] and not dropped
+    web |= {"date": "2024-05-06T07:08:09", "source": "a"}
+    assert kept == [web, chat | {"source": "b"}, chat | {"source": "b"}] and not dropped
 
 
 def test_an_alpaca_list_and_plain_text_and_csv_are_read_by_one_command(tmp_path, capsys):
