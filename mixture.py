@@ -255,4 +255,4 @@ def print_mixed(mixed):
             mine = mixed.sources[here] == mixed.names.index(name)
             parts = [(column[mine].sum(), max(1, column.sum())) for column in columns]
             cells = [f"{n:>16,}{n / total:>7.1%}" for n, total in parts]
-            print0(f"{g:<6}{name:<18}{often:>7.2f}{cells[0][4:]}{cells[1]}{cells[2]}")
+            print0(f"{g:<6}{name:<18}{often:>7.3g}{cells[0][4:]}{cells[1]}{cells[2]}")

@@ -241,7 +241,7 @@ def test_a_news_text_with_the_address_of_its_picture_is_a_text():
 
 
 def test_parquet_of_fineweb_and_of_conversations_with_null_filled_columns(tmp_path):
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     date = datetime.datetime(2024, 5, 6, 7, 8, 9)
