@@ -21,6 +21,7 @@ import os
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from tqdm import tqdm
@@ -47,6 +48,20 @@ class Rows:
 def beside(out, ending):
     """FILE.jsonl -> FILE.ending"""
     return out.with_name(out.stem + ending)
+
+
+def locked(path, out):
+    """The lock of a result, held as long as it is open. UserError if another run holds it."""
+    while True:
+        lock = open(path, "ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{out}: another run is writing it") from None
+        # A run that just ended has removed the file: then this is the lock of nothing
+        if path.exists() and os.stat(path).st_ino == os.fstat(lock.fileno()).st_ino:
+            return lock
+        lock.close()
 
 
 class Pass:
@@ -76,12 +91,18 @@ class Pass:
         settings = {k: v for k, v in asdict(cfg).items() if k not in NEUTRAL}
         self.made_from = {"settings": settings, "size and time of files": inputs}
         self.counts = {"rows": 0, "used": 0, "written": 0, "dropped": {}}
-        self.bad, self.at, self.noted = [], [0, None], -math.inf
+        self.bad, self.noted = [], -math.inf
+        self.at, self.sizes = [0, None], [0, 0]  # place behind what is done, bytes written by then
+        self.block_bytes = BLOCK_BYTES
+        self.lock_file, self.lock = beside(self.out, ".lock"), None
+        if not self.counts_file.exists():
+            self.lock = locked(self.lock_file, self.out)
         self.done = self.counts_file.exists()
         if self.done:
             self.restore(self.counts_file)
         elif self.progress.exists():
-            self.at = self.restore(self.progress)["at"]
+            was = self.restore(self.progress)
+            self.at, self.sizes = was["at"], was["bytes"]
 
     def restore(self, path):
         """Take over the counts of a finished or stopped run. UserError if it was another one."""
@@ -98,14 +119,20 @@ class Pass:
     def blocks(self):
         """Lists of (where, row), then the result is published. A row that cannot be read is dropped
         here; what a list holds must be kept or dropped before the next one is asked for."""
-        if self.done:
+        try:
+            if self.done and not self.out.exists():
+                raise UserError(f"{self.out} is gone; delete {self.counts_file} to make it again")
+            if self.done:
+                print(f"{self.out} is there already")
+            elif self.at[0] < len(self.files):
+                yield from self.rest()
+            if not self.done:
+                self.publish()
             self.forget()
-            print(f"{self.out} is there already")
-            return self.report()
-        if self.at[0] < len(self.files):
-            yield from self.rest()
-        self.publish()
-        self.report()
+            self.report()
+        finally:
+            if self.lock:
+                self.lock.close()
 
     def rest(self):
         """The blocks from where a stopped run was."""
@@ -113,21 +140,23 @@ class Pass:
         with open(names[0], "ab") as kept, open(names[1], "ab") as dropped:
             self.handles = kept, dropped
             self.take_up()
-            total = sum(path.stat().st_size for path in self.files)
-            with tqdm(total=total, desc=self.out.name, unit="B", unit_scale=True, mininterval=1,
-                      delay=2) as bar:  # fmt: skip
+            before = [0, *accumulate(path.stat().st_size for path in self.files)]
+            shown = {"unit": "B", "unit_scale": True, "mininterval": 1, "delay": 2}
+            with tqdm(total=before[-1], desc=self.out.name, **shown) as bar:
                 first, place = self.at
                 for number in range(first, len(self.files)):
-                    yield from self.blocks_of(number, place if number == first else None, bar)
+                    place = place if number == first else None
+                    yield from self.blocks_of(number, place, bar, before[number])
                     self.note([number + 1, None])
+                    bar.update(before[number + 1] - bar.n)
             self.check_bad()
             if not self.counts["rows"]:
                 raise UserError(f"--data {self.cfg.data}: holds no rows")
             self.note([len(self.files), None], now=True)
 
-    def blocks_of(self, number, place, bar):
-        """The blocks of one file, from a place on."""
-        before, start, block = sum(p.stat().st_size for p in self.files[:number]), None, []
+    def blocks_of(self, number, place, bar, before):
+        """The blocks of one file, from a place on; `before`: bytes of the files before it."""
+        start, block = None, []
         for where, row, reason, behind, done in read_rows(self.files[number], place):
             self.counts["rows"] += 1
             start = done if start is None else start
@@ -135,14 +164,14 @@ class Pass:
                 self.unreadable(where, reason)
             else:
                 block.append((where, row))
-            if len(block) >= BLOCK_ROWS or done - start >= BLOCK_BYTES:
-                yield block
+            if len(block) >= BLOCK_ROWS or done - start >= self.block_bytes:
+                if block:
+                    yield block
                 self.note([number, behind])
                 bar.update(before + done - bar.n)
                 start, block = None, []
         if block:
             yield block
-        bar.update(before + self.files[number].stat().st_size - bar.n)
 
     def keep(self, *rows):
         """One row of the input is used: what it became is written."""
@@ -166,17 +195,9 @@ class Pass:
 
     def take_up(self):
         """Go on where a stopped run was: both files cut back to what its last note knew of."""
-        try:
-            for handle in self.handles:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{self.out}.partial: another run is writing to it") from None
-        sizes = [0, 0]
-        if self.progress.exists():
-            was = self.restore(self.progress)
-            self.at, sizes = was["at"], was["bytes"]
+        if self.counts["rows"]:
             print(f"{self.out}: goes on behind row {self.counts['rows']:,}", flush=True)
-        for handle, size in zip(self.handles, sizes, strict=True):
+        for handle, size in zip(self.handles, self.sizes, strict=True):
             if os.fstat(handle.fileno()).st_size < size:
                 raise UserError(f"{handle.name}: is shorter than {self.progress} says; delete both")
             handle.truncate(size)
@@ -214,11 +235,10 @@ class Pass:
             if (partial := Path(f"{path}.partial")).exists():
                 partial.replace(path)
         write_text(self.counts_file, json.dumps(self.summary(), indent=1) + "\n")
-        self.forget()
 
     def forget(self):
-        """The notes of progress are of no use behind the end."""
-        for path in (self.progress, Path(f"{self.progress}.tmp")):
+        """The notes of progress are of no use behind the end, nor is the lock."""
+        for path in (self.progress, Path(f"{self.progress}.tmp"), self.lock_file):
             path.unlink(missing_ok=True)
 
     def report(self):

@@ -3,7 +3,7 @@
     python curate.py stats --data out/clean.jsonl --tokenizer CHECKPOINT --out out/clean_stats.jsonl
 
 OUT.jsonl        per row its file, source, licence, language, kind, length in characters, words and
-                 tokens, and a hash of its words
+                 tokens, and a hash of what makes copies equal (dedup.py)
 OUT.stats.json   the numbers of the page
 OUT.stats.html   the page, OUT.stats.png in it (with matplotlib)
 
@@ -26,6 +26,7 @@ from config import UserError
 from contamination import training_text
 from corpus import Pass, Rows, beside
 from decontaminate import file_of, read_lines
+from dedup import normal
 from figures import FAINT, INK, finish
 from jsonl import sha, write_text
 from overlap import words
@@ -81,7 +82,7 @@ def measure(where, row, said, tokens):
         "language": str(row["language"]) if row.get("language") else None,
         "kind": kind_of(row),
         **dict(zip(SIZES, (len(said), len(found), tokens), strict=True)),
-        "sha": sha(" ".join(found))[:16],
+        "sha": sha(normal(said))[:16],
     }
 
 

@@ -65,10 +65,9 @@ def on_site(url, sites):
         host = (parts.hostname or "").split(".")
     except ValueError:  # half an IPv6 address
         return False
-    above = (".".join(host[i:]) for i in range(len(host)))
-    return any(
-        parts.path.lower().startswith(path) for name in above for path in sites.get(name, ())
-    )
+    below = [".".join(host[i:]) for i in range(len(host))]  # a.b.c, b.c, c
+    path = f"{parts.path.lower().rstrip('/')}/"
+    return any(path.startswith(first) for name in below for first in sites.get(name, ()))
 
 
 def is_english(found):
@@ -84,10 +83,11 @@ def unwanted(row, where, cfg, sites, keywords):
         return "longer than --max_words"
     if cfg.language:
         said = row.get("language")
-        if said and str(said).lower() != cfg.language:
+        if said and str(said).lower() != cfg.language.lower():
             return "of another language"
-        if not said and not (cfg.language == "en" and is_english(found)):
-            return "of another language by its words" if cfg.language == "en" else "of no language"
+        english = cfg.language.lower() == "en"
+        if not said and not (english and is_english(found)):
+            return "of another language by its words" if english else "of no language"
     if sites and on_site(str(row.get("url") or ""), sites):
         return None
     if keywords:
@@ -103,11 +103,10 @@ def select(cfg):
     lists = [path for path in (cfg.sites, cfg.keywords) if path]
     todo, sites = Pass(cfg, lists), {}
     for line in listed(cfg.sites) if cfg.sites else ():
-        host, slash, path = re.sub(r"^\w+://|^www\.", "", line).partition("/")
-        sites.setdefault(host, []).append(slash + path)
-    keywords = (
-        [f" {' '.join(words(line))} " for line in listed(cfg.keywords)] if cfg.keywords else []
-    )
+        host, _, path = re.sub(r"^(\w+://)?(www\.)?", "", line).partition("/")
+        sites.setdefault(host, []).append(f"/{path.strip('/')}/" if path.strip("/") else "/")
+    lines = listed(cfg.keywords) if cfg.keywords else []
+    keywords = [f" {' '.join(words(line))} " for line in lines]
     for block in todo.blocks():
         for where, row in block:
             try:

@@ -16,7 +16,7 @@ import numpy as np
 
 import parallel
 from config import UserError, check_range, parse
-from jsonl import check_fields, read_jsonl
+from jsonl import check_fields, ends_torn, read_jsonl
 from kinds import KINDS, SEQUENCES
 from packing import IGNORE, document, family
 from token_files import encode_rows, tokenise
@@ -69,8 +69,9 @@ class FileFamilies:
         if kind == "text":
             reasons = [(self.sizes < 1, "without a token")]
         elif kind == "chat":
-            before = np.append(0, np.cumsum(tokens.trained, dtype=np.int64))
-            self.targets = before[self.end] - before[self.begin]
+            self.targets = self.sizes * 0
+            if len(starts):  # the first token is trained in no chat
+                self.targets = np.add.reduceat(tokens.trained, starts, dtype=np.int64)
             reasons = [too_long, (self.targets < 1, "without a trained token")]
         else:
             self.targets = ends - self.ends[::3]
@@ -117,25 +118,18 @@ class FileFamilies:
 class Families(Sequence):
     """Families of several token files, in an order; each is read when it is asked for.
 
+    which (F,): their numbers, counted through the files one after the other; None = all.
     sizes, targets (F,): tokens that a family fills, and trained ones of them.
     """
 
     def __init__(self, files, which=None):
         self.files = files
-        if which is None:  # (F, 2): file, and family within it
-            counts = [len(file.sizes) for file in files]
-            local = [np.arange(n) for n in counts]
-            local = np.concatenate([*local, np.arange(0)])
-            which = np.stack([np.repeat(np.arange(len(files)), counts), local], 1)
-        self.which = which
-        self.sizes, self.targets = (self.gather(name) for name in ("sizes", "targets"))
-
-    def gather(self, name):
-        out = np.zeros(len(self.which), dtype=np.int64)
-        for number, file in enumerate(self.files):
-            mine = self.which[:, 0] == number
-            out[mine] = getattr(file, name)[self.which[mine, 1]]
-        return out
+        counts = [len(file.sizes) for file in files]
+        self.starts = np.cumsum([0, *counts])  # number of each file's first family
+        self.which = np.arange(self.starts[-1]) if which is None else which
+        nothing = [np.zeros(0, dtype=np.int64)]
+        self.sizes = np.concatenate([*(f.sizes for f in files), *nothing])[self.which]
+        self.targets = np.concatenate([*(f.targets for f in files), *nothing])[self.which]
 
     def __len__(self):
         return len(self.which)
@@ -143,15 +137,16 @@ class Families(Sequence):
     def __getitem__(self, i):
         if isinstance(i, slice):
             return self.take(np.arange(len(self))[i])
-        file, local = self.which[i]
-        return self.files[file].family(local)
+        number = self.which[i]
+        file = np.searchsorted(self.starts, number, side="right") - 1
+        return self.files[file].family(number - self.starts[file])
 
     def take(self, order):
         """These of the families, in this order; the same one may be there several times."""
         return Families(self.files, self.which[np.asarray(order, dtype=np.int64)])
 
     def __add__(self, other):
-        later = other.which + [len(self.files), 0]
+        later = other.which + self.starts[-1]
         return Families(self.files + other.files, np.concatenate([self.which, later]))
 
 
@@ -194,6 +189,8 @@ def load(kind, paths, tokenizer, max_length, max_skipped=0.05, token_cache=""):
         tokens = tokenise(kind, path, tokenizer, token_cache)
         files.append(found := FileFamilies(kind, tokens, max_length, tokenizer.bos_id))
         counts.rows += len(tokens.lines)
+        if ends_torn(path):
+            parallel.print0(f"{path}: incomplete last line, left out: was its writer stopped?")
         counts.used += len(tokens.lines) - len(found.skipped)
         for row, reason in sorted(found.skipped.items()):
             counts.skipped.setdefault(reason, []).append(f"{path}:{tokens.lines[row]}")

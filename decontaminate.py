@@ -121,6 +121,8 @@ def search(todo, items, record):
 def decontaminate(cfg):
     """Drop the rows that contaminate the tasks, then say what matched where."""
     check_range(cfg, ("threshold",))
+    if cfg.threshold < 1:
+        raise UserError(f"--threshold {cfg.threshold:g}: is in percent; half is 50")
     if cfg.threshold >= 100:
         raise UserError(f"--threshold {cfg.threshold:g}: no row covers more than all of an item")
     items = read_items(cfg.eval_data, cfg.tasks, "--eval_data")

@@ -3,7 +3,8 @@
     python curate.py dedup --data out/web.jsonl --out out/web_once.jsonl
     python curate.py dedup --data a.jsonl,b.parquet --out out/once.jsonl --no-near
 
-exact duplicate   the same words in the same order; case, punctuation and spaces do not count
+exact duplicate   the same words, numbers and signs (+ - * / = < > ^ %) in the same order; case,
+                  other punctuation and spaces do not count
 near duplicate    Jaccard similarity J = |A & B| / |A | B| of the two sets of word n-grams reaches
                   --threshold; a text of fewer words has itself as its only n-gram
 
@@ -30,6 +31,8 @@ import functools
 import hashlib
 import math
 import os
+import re
+import unicodedata
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -46,7 +49,12 @@ RECALL = 0.99  # least share of the pairs at the threshold itself that are compa
 MOST = 144  # minima of a row at most
 LEAST = 0.3  # threshold: below it two minima make a band, or one, and most rows share some
 WORKING = (".signatures.counts.json", ".signatures", ".shingles", ".copies.npy",
-           ".signatures.progress.json", ".signatures.progress.json.tmp")  # fmt: skip
+           ".signatures.progress.json", ".signatures.progress.json.tmp",
+           ".signatures.lock")  # fmt: skip
+# What makes a copy exact: words, and what changes a number or a formula. A hyphen counts beside a
+# number or bracket and as a sign (-x), not between words; a point before a digit.
+MINUS = r"-(?=\s?[\d.(])|(?<=[\d)])-|(?<=[\d)]\s)-|(?<![\w-])-(?=[^\W\d_])"
+EXACT = re.compile(rf"[^\W_]+|[+*/=<>^%]|{MINUS}|\.(?=\d)")
 PART = 512  # n-grams that are hashed at a time: with MOST functions they fit a cache
 
 
@@ -69,6 +77,11 @@ def bands(threshold):
         if b * r <= MOST:
             found.append((b, r))
     return found[-1]
+
+
+def normal(text):
+    """A text as its exact copies have it, too."""
+    return " ".join(EXACT.findall(unicodedata.normalize("NFKC", text).lower()))
 
 
 @functools.lru_cache(1 << 16)
@@ -132,20 +145,20 @@ class Signatures(Pass):
         for block in self.blocks():
             for where, row in block:
                 try:
-                    found = words(training_text(row, where))
+                    said = training_text(row, where)
                 except UserError as e:  # a row of no kind that is trained on
                     self.unreadable(where, e)
                     continue
-                self.keep(where, found)
+                self.keep(where, said)
 
-    def keep(self, where, found):
-        """The record of one row, of its words."""
+    def keep(self, where, said):
+        """The record of one row, of what it says."""
         record = np.zeros((), dtype=self.record)
-        whole = hashlib.blake2b(" ".join(found).encode(), digest_size=16).digest()
+        whole = hashlib.blake2b(normal(said).encode(), digest_size=16).digest()
         record["exact"] = np.frombuffer(whole, "<u8")
         record["where"] = where.encode()
         if self.bands:
-            shingles = shingles_of(found, self.cfg.ngram)
+            shingles = shingles_of(words(said), self.cfg.ngram)
             values = minima(shingles, self.bands * self.rows)
             record["bands"] = band_keys(values, self.bands, self.rows)
             self.handles[1].write(shingles.astype("<u8").tobytes())

@@ -138,6 +138,17 @@ def torn(raw):
     return False
 
 
+def ends_torn(path):
+    """Is the last line of a file torn?"""
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 1))
+        if file.read(1) in (b"", b"\n"):
+            return False
+        file.seek(max(0, size - LINE_CAP))
+        return torn(file.read().rpartition(b"\n")[2])
+
+
 def read_jsonl(path, fields):
     """Rows of a json-lines file as (line number, dict); blank lines are passed over.
 

@@ -37,7 +37,7 @@ FILE = {"unit": ((str,), False), "groups": ((list,), True), "note": ((str,), Fal
 GROUP = {"total": (NUMBER, False), "sources": ((list,), True), "note": ((str,), False)}
 SOURCE = {"name": ((str,), True), "kind": ((str,), True), "files": ((list,), True)}
 SOURCE |= {"share": (NUMBER, False), "repeats": (NUMBER, False), "note": ((str,), False)}
-NEAR = 0.01  # of a group's total: how far a share may be missed, since rows are not divided
+NEAR = 0.01  # of a group's total, or a fifth of the share: how far it may be missed by whole rows
 
 
 class Mixed(NamedTuple):
@@ -119,6 +119,8 @@ def check_source(source, where):
         if "$" in files[i]:
             raise UserError(f"{where}: files[{i}]: {file}: is not set in the environment; "
                             "export it, or write the path")  # fmt: skip
+    if len(set(files)) < len(files):
+        raise UserError(f"{where}: files: one is there twice; repeats says how often to pass")
 
 
 def files_of(mixture):
@@ -157,7 +159,7 @@ def passes_of(group, amounts, unit, where):
             raise UserError(
                 f"{where}.sources[{s}]: share: {shares[s]:g} of {total:,.0f} {unit} are "
                 f"{need:,.0f}, but {source['name']} holds {held[s]:,.0f}: set its repeats to "
-                f"{math.ceil(need / held[s])}, or total to {min(most):,.0f}"
+                f"{math.ceil(need / held[s])}, or total to {math.floor(min(most))}"
             )
     return [share * total / n for share, n in zip(shares, held, strict=True)]
 
@@ -200,7 +202,7 @@ def check_shares(group, amounts, where):
     """UserError where a source's rows are too long to meet its share."""
     for s, (source, amount) in enumerate(zip(group["sources"], amounts, strict=True)):
         share, got = source.get("share"), amount / max(1, sum(amounts))
-        if share is not None and abs(got - share) > NEAR:
+        if share is not None and abs(got - share) > min(NEAR, share / 5):
             raise UserError(
                 f"{where}.sources[{s}]: share: {source['name']} would be {got:.1%}, not {share:.1%}"
                 ": the mixture is too small for its rows; raise repeats, or total"

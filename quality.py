@@ -20,6 +20,7 @@ from jsonl import sha
 from judge import BROKEN, decide
 from verdicts import Asking, asking, check_judge, complain
 
+BOOKS = 64 * 2**20  # bytes of a block: books are large, and many are to be asked about at once
 GAP = "\n[...]\n"  # between the parts of an excerpt
 SHORTEST = 100  # characters of an excerpt of three parts
 HOPELESS = 8  # texts refused by a judge that has never replied: it would refuse all others, too
@@ -157,6 +158,7 @@ def score(cfg):
     if cfg.excerpt < SHORTEST:
         raise UserError(f"--excerpt must be at least {SHORTEST} characters")
     todo = Pass(cfg)
+    todo.block_bytes = BOOKS
     with open_judge(cfg, todo, "quality") as read:
         for block in todo.blocks():
             shown = [shown_of(row, where, cfg.excerpt) for where, row in block]

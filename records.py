@@ -10,13 +10,22 @@ import datetime
 import decimal
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 from config import UserError
-from jsonl import LINE_CAP, check_fields, open_lines, parse_line, torn
+from jsonl import LINE_CAP, check_fields, notice, open_lines, parse_line, torn
 from sources import form_of, read_csv, read_json, read_text
 
-ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".md")  # that a folder is searched for
+ENDINGS = (
+    ".jsonl",
+    ".ndjson",
+    ".json",
+    ".parquet",
+    ".csv",
+    ".txt",
+    ".md",
+)  # that a folder is searched for
 PLAIN = (".txt", ".md")  # a whole file is one text
 ABOUT = (
     "readme",
@@ -25,30 +34,47 @@ ABOUT = (
     "dataset_info",
     "dataset_infos",
 )  # of a folder, not its data
+COUNTS = ".counts.json"  # of a result of curate.py (corpus.py)
 BATCH = 256  # rows of parquet that are unpacked at a time
 
 
 def input_files(data):
-    """Paths of a comma separated list of files and folders, in a fixed order. UserError if none."""
+    """Paths of a comma separated list of files and folders, in a fixed order. UserError if none.
+
+    What curate.py wrote beside its results (counts, dropped rows, ...) and what describes a folder
+    is left out; other files of a folder that are no rows are named.
+    """
     found = []
     for name in (part.strip() for part in data.split(",")):
         path = Path(name)
         if name and path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix in ENDINGS and p.is_file())
-            inside = [p for p in inside if not any(q[0] == "." for q in p.relative_to(path).parts)]
-            inside = [p for p in inside if p.stem.lower() not in ABOUT]
-            if not inside:
-                raise UserError(f"--data {name}: the folder holds no {', '.join(ENDINGS)} file")
-            found += inside
+            found += inside(path)
         elif name and path.is_file():
             found.append(path)
         elif name:
             raise UserError(f"--data {name}: no such file or folder")
     if not found:
         raise UserError("--data: name a file or folder, or several with commas")
-    if twice := {str(path) for path in found if found.count(path) > 1}:
-        raise UserError(f"--data: {min(twice)} is there twice")
+    if twice := [path for path, count in Counter(found).items() if count > 1]:
+        raise UserError(f"--data: {twice[0]} is there twice")
     return found
+
+
+def inside(folder):
+    """The files of a folder that hold rows."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [p for p in files if not any(q[0] == "." for q in p.relative_to(folder).parts)]
+    files = [p for p in files if p.stem.lower() not in ABOUT]
+    results = [str(p)[: -len(COUNTS)] for p in files if p.name.endswith(COUNTS)]
+    beside, main = tuple(f"{out}." for out in results), {f"{out}.jsonl" for out in results}
+    files = [p for p in files if str(p) in main or not str(p).startswith(beside)]
+    rows = [p for p in files if p.suffix.lower() in ENDINGS]
+    if not rows:
+        raise UserError(f"--data {folder}: the folder holds no {', '.join(ENDINGS)} file")
+    if others := [p.name for p in files if p.suffix.lower() not in ENDINGS]:
+        more = ", ..." if len(others) > 5 else ""
+        notice(f"--data {folder}: passed over: {', '.join(others[:5])}{more}")
+    return rows
 
 
 def read_rows(path, place):
@@ -57,12 +83,12 @@ def read_rows(path, place):
     Both go on with: the place behind the row, to go on from another time (None = the start of the
     file), and about how many of the file's bytes lie before it.
     """
-    if path.suffix in PLAIN:
+    if path.suffix.lower() in PLAIN:
         return read_plain(path, place)
     form = form_of(path)
     if form == "parquet":
         return read_parquet(path, place)
-    if form == "list" or path.suffix == ".csv":
+    if form == "list" or path.suffix.lower() == ".csv":
         return read_whole(path, place)
     return read_lines(path, place)
 
@@ -104,7 +130,7 @@ def read_plain(path, place):
 
 def read_whole(path, place):
     """A json list, or csv with a header: read as a whole."""
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         records = read_csv(path)
     else:
         records = [(f"{path}: row {i}", row) for i, row in enumerate(read_json(path, list))]
@@ -129,17 +155,29 @@ def read_parquet(path, place):
                     i += rows
                     continue
                 for batch in file.iter_batches(BATCH, row_groups=[group]):
-                    for row in batch.to_pylist():
+                    for row, reason in unpacked(batch):
                         i += 1
                         if i > start:
-                            yield (
-                                f"{path}: row {i - 1}",
-                                *checked(plain(row)),
-                                i,
-                                size * i // total,
-                            )
+                            done = size * i // total
+                            yield f"{path}: row {i - 1}", *checked(row, reason), i, done
     except (pyarrow.ArrowException, OSError) as e:
         raise UserError(f"{path}: not readable as parquet: {str(e).splitlines()[0]}") from None
+
+
+def unpacked(batch):
+    """[(row, None) or (None, why it has no value in Python)] of a batch of parquet."""
+    import pyarrow
+
+    for i, field in enumerate(batch.schema):
+        if pyarrow.types.is_timestamp(field.type) and field.type.unit == "ns":
+            column = batch.column(i).cast(pyarrow.timestamp("us", field.type.tz), safe=False)
+            batch = batch.set_column(i, field.name, column)
+    try:
+        return [(plain(row), None) for row in batch.to_pylist()]
+    except (ValueError, OverflowError) as e:
+        if len(batch) == 1:
+            return [(None, str(e))]
+    return [one for i in range(len(batch)) for one in unpacked(batch.slice(i, 1))]
 
 
 def plain(value):

@@ -244,19 +244,21 @@ SHAPES = [  # what makes rows of which columns; the first that fits
 # The pass -------------------------------------------------------------------------------------
 
 
-def stem_of(where):
-    """The name of a row's file."""
-    return Path(re.sub(r":\D*\d+$", "", Path(where).name)).stem
+def file_of(where):
+    """The file of a row."""
+    return Path(re.sub(r":\D*\d+$", "", where))
 
 
 def id_of(row, where):
     """The id that a prompt needs to be sampled, the same in every run."""
     name = row.get("id")
     if type(name) is int:  # it counts the rows of a file, as that of another file may do
-        return f"{stem_of(where)}_{name}"
+        path = file_of(where)
+        return "_".join(filter(None, [path.parent.name, path.stem, str(name)]))
     if isinstance(name, str) and name.strip():
         return name
-    return sha([Path(where).name, row])[:16]  # the place: a question may be there twice
+    place = "/".join(Path(where).parts[-2:])  # with it: a question may be there twice
+    return sha([place, row])[:16]
 
 
 def converted(row, where, to):
@@ -270,7 +272,7 @@ def converted(row, where, to):
     kind, fields = become(kind, fields, to)
     if kind == "prompt":
         fields = {"id": id_of(row, where)} | fields
-    fields["source"] = text_of(row, "source").strip() or stem_of(where)
+    fields["source"] = text_of(row, "source").strip() or file_of(where).stem
     plain = (str, int, float, bool, type(None))
     more = {k: v for k, v in row.items() if isinstance(v, plain) and k not in CONTENT}
     return fields | {k: v for k, v in more.items() if k not in fields}

@@ -22,6 +22,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections import deque
@@ -128,11 +129,8 @@ def encode_lines(kind, where, first, lines, tokenizer):
     """Raw lines as Tokens. UserError on the first bad row; `first` is the number of line 0."""
     rows, numbers = [], []
     for number, raw in enumerate(lines, first):
-        if not raw.strip():
-            continue
-        if len(raw) <= LINE_CAP and torn(raw):
-            notice(f"{where}:{number}: incomplete last line, dropped")
-            continue
+        if len(raw) <= LINE_CAP and (not raw.strip() or torn(raw)):
+            continue  # data.load tells of a last line that is torn
         rows.append(parse_line(raw, KINDS[kind][0], f"{where}:{number}"))
         numbers.append(number)
     return encode_rows(kind, rows, numbers, where, tokenizer)
@@ -154,16 +152,20 @@ def worker(kind, where, folder):
     for number in (signal.SIGINT, signal.SIGTERM):  # whoever started this decides when it ends
         signal.signal(number, signal.SIG_IGN)
     tokenizer, reader = Tokenizer(folder), sys.stdin.buffer
-    while head := reader.readline():
-        head = json.loads(head)
-        lines = [reader.read(size) for size in head["sizes"]]
-        try:
-            tokens = encode_lines(kind, where, head["first"], lines, tokenizer)
-        except UserError as e:
-            send(sys.stdout.buffer, {"error": str(e)})
-        else:
-            pieces = [array.tobytes() for array in tokens]
-            send(sys.stdout.buffer, {"sizes": list(map(len, pieces))}, *pieces)
+    with contextlib.suppress(BrokenPipeError):  # it was killed
+        while head := reader.readline():
+            head = json.loads(head)
+            lines = [reader.read(size) for size in head["sizes"]]
+            if list(map(len, lines)) != head["sizes"]:
+                break
+            try:
+                tokens = encode_lines(kind, where, head["first"], lines, tokenizer)
+            except UserError as e:
+                send(sys.stdout.buffer, {"error": str(e)})
+            else:
+                pieces = [array.tobytes() for array in tokens]
+                send(sys.stdout.buffer, {"sizes": list(map(len, pieces))}, *pieces)
+    os._exit(0)  # without flushing into a pipe that nobody reads
 
 
 class Workers:
@@ -172,6 +174,7 @@ class Workers:
     def __init__(self, kind, path, tokenizer, count):
         command = [sys.executable, __file__, "worker", kind, str(path), str(tokenizer.path)]
         alone = os.environ | {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        alone["RANK"] = "-1"  # what is to be noticed, whoever started them says once
         self.path, self.kinds = path, dtypes(tokenizer.vocab_size).values()
         self.all = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                      env=alone) for _ in range(count)]  # fmt: skip
@@ -186,6 +189,8 @@ class Workers:
             send(process.stdin, {"first": first, "sizes": list(map(len, lines))}, *lines)
             head = json.loads(process.stdout.readline())
             pieces = [process.stdout.read(size) for size in head.get("sizes", ())]
+            if list(map(len, pieces)) != head.get("sizes", []):
+                raise OSError  # it died while it wrote
         except (OSError, ValueError):
             raise UserError(f"{self.path}: a process that tokenises it died; out of memory? "
                             "The same command starts anew") from None  # fmt: skip
@@ -260,6 +265,8 @@ def write(folder, kind, path, tokenizer, key, count):
         for tokens, size in encoded_blocks(kind, path, tokenizer, count):
             for file, array in zip(files, tokens, strict=True):
                 file.write(array.data)
+            assert len(tokens.ids) == tokens.lengths.sum(), path
+            assert len(tokens.lengths) == SEQUENCES[kind] * len(tokens.lines), path
             bar.update(size)
         for file in files:
             file.flush()
@@ -282,36 +289,48 @@ def tokenise(kind, path, tokenizer, cache, workers=None):
         blocks.append(nothing(tokenizer.vocab_size))
         return Tokens(*map(np.concatenate, zip(*blocks, strict=True)))
     open_lines(path).close()  # an error here names the file
-    key, kinds = key_of(kind, path, tokenizer), dtypes(tokenizer.vocab_size)
+    before, kinds = os.stat(path), dtypes(tokenizer.vocab_size)
+    key = key_of(kind, path, tokenizer)
     folder = Path(cache) / sha(key)[:32]
     if workers is None:
-        workers = 1 if os.path.getsize(path) <= ALONE else min(16, os.cpu_count())
-    while (found := read(folder, kinds)) is None:
-        make(folder, kind, path, tokenizer, key, workers)
+        workers = 1 if before.st_size <= ALONE else min(16, os.cpu_count())
+    if (found := read(folder, kinds)) is None:
+        with only_one(folder.with_suffix(".lock")):
+            if (found := read(folder, kinds)) is None:
+                make(folder, kind, path, tokenizer, key, workers, before)
+                found = read(folder, kinds)
     return found
 
 
-def make(folder, kind, path, tokenizer, key, workers):
-    """Publish a folder of token files, unless another process just does."""
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    temporary.mkdir(parents=True, exist_ok=True)
-    lock = os.open(temporary, os.O_RDONLY)
+@contextlib.contextmanager
+def only_one(path):
+    """Wait until no other process is inside. The file stays: who removes a lock lets two in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def make(folder, kind, path, tokenizer, key, workers, before):
+    """Publish a folder of token files. It is written under a name of its own: where locks do not
+    reach from one machine to another, two may be at it, and the first one to end counts."""
+    mine = f"{folder.name}.{socket.gethostname()}"
+    for left in folder.parent.glob(f"{mine}.*.tmp"):  # by a run that was killed
+        shutil.rmtree(left)
+    if folder.exists():
+        notice(f"{folder}: not whole; made again")
+        shutil.rmtree(folder)
+    temporary = folder.with_name(f"{mine}.{os.getpid()}.tmp")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is ours or published by whoever had it
-        mine = temporary.exists() and os.stat(temporary).st_ino == os.fstat(lock).st_ino
-        if not mine:
-            return
-        if folder.exists():
-            notice(f"{folder}: not whole; made again")
-            shutil.rmtree(folder)
-        try:
-            write(temporary, kind, path, tokenizer, key, workers)
+        temporary.mkdir()
+        write(temporary, kind, path, tokenizer, key, workers)
+        after = os.stat(path)
+        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise UserError(f"{path}: changed while it was tokenised; the same command starts anew")
+        with contextlib.suppress(OSError):  # there is one by now, with the same bytes
             temporary.rename(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
     finally:
-        os.close(lock)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @dataclass
@@ -342,3 +361,5 @@ if __name__ == "__main__":
             main(sys.argv[1:])
         except UserError as error:
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit("\ninterrupted")

@@ -28,7 +28,7 @@ from data import load_pairs
 from metrics import Metrics, describe_run, plot_metrics
 from model import Llama
 from optim import build_optimizer, check_settings, lr_at
-from packing import IGNORE, Plan, micro_batches, size
+from packing import IGNORE, Plan, micro_batches
 from parallel import print0, sum_over_ranks
 from reference import pair_index, pair_logps, reference_logps, tolerance
 from tokenizer import Tokenizer
@@ -190,12 +190,12 @@ def main(cfg):
     tokenizer.check_fits(model.config.vocab_size)
     settings = tokenizer, cfg.max_length, cfg.max_skipped, cfg.token_cache
     families, _ = load_pairs(files, *settings)
-    plan = Plan(list(map(size, families)), cfg.max_length, cfg.batch_tokens, cfg.epochs, cfg.seed)
+    plan = Plan(families.sizes, cfg.max_length, cfg.batch_tokens, cfg.epochs, cfg.seed)
     parallel.check_same(plan.packed, "the packed rows")
     held = (None, [])
     if cfg.heldout_pairs:
         pairs, _ = load_pairs(cfg.heldout_pairs, *settings)
-        held = (Plan(list(map(size, pairs)), cfg.max_length, cfg.batch_tokens, 1, 0), pairs)
+        held = (Plan(pairs.sizes, cfg.max_length, cfg.batch_tokens, 1, 0), pairs)
     if cfg.length_norm and cfg.loss == "sigmoid" and cfg.beta < 1:
         print0(f"note: beta {cfg.beta} is small for length-normalised log-probs; 2 to 10 is usual")
 

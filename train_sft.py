@@ -89,12 +89,13 @@ def main(cfg):
         families = [members[:2] for members in load_pairs(files, *settings)[0]]
     else:
         families, _ = load_chat(files, *settings)
-    plan = Plan(list(map(size, families)), cfg.max_length, cfg.batch_tokens, cfg.epochs, cfg.seed)
+    sizes = list(map(size, families)) if cfg.pairs else families.sizes
+    plan = Plan(sizes, cfg.max_length, cfg.batch_tokens, cfg.epochs, cfg.seed)
     parallel.check_same(plan.packed, "the packed rows")
     held = (None, [])
     if cfg.heldout_chat:
         chats, _ = load_chat(cfg.heldout_chat, *settings)
-        held = (Plan(list(map(size, chats)), cfg.max_length, cfg.batch_tokens, 1, 0), chats)
+        held = (Plan(chats.sizes, cfg.max_length, cfg.batch_tokens, 1, 0), chats)
 
     model = parallel.shard(model, device, cfg.dtype, cfg.recompute)
     load_weights(model, cfg.init_from)

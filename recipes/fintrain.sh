@@ -62,5 +62,5 @@ if [ -n "$checkpoint" ]; then
   printf '\n== joint training\n'
   # shellcheck disable=SC2086
   python train_cpt.py --init_from "$checkpoint" --out_dir "$out/cpt" --mixture "$out/mixture.json" \
-    --token_cache "$out/tokens" --heldout_text "" --heldout_chat "" --max_skipped 1 ${FLAGS:-}
+    --token_cache "$out/tokens" --heldout_text "" --heldout_chat "" ${FLAGS:-}
 fi

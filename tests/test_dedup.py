@@ -75,6 +75,30 @@ def test_rows_of_the_same_words_are_exact_duplicates_of_the_first(tmp_path):
     assert dropped == [(row, "exact duplicate", of, 1.0) for row, of in ((3, 1), (4, 1), (6, 2))]
 
 
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("solve -3*x = 6 for x", "solve 3*x = 6 for x"),
+        ("solve 3 - x = 6 for x", "solve 3 + x = 6 for x"),
+        ("solve -x = 6 for x", "solve x = 6 for x"),
+        ("(a)-b of it", "(a) b of it"),
+        ("earnings per share of 0.15", "earnings per share of 15"),
+        ("earnings of .5 a share", "earnings of 5 a share"),
+        ("a loss of (-15) in all", "a loss of (15) in all"),
+        ("a rise of 5% in all", "a rise of 5 in all"),
+    ],
+)
+def test_a_sign_or_a_point_in_a_number_makes_another_text(tmp_path, one, other):
+    assert run(tmp_path, texts(one, other), "--no-near")[0] == [one, other]
+
+
+def test_hyphens_dashes_and_full_stops_make_none(tmp_path):
+    rows = texts(
+        "a short-term loan, it said", "A short term loan -- it said.", "a short term - loan it said"
+    )
+    assert len(run(tmp_path, rows, "--no-near")[0]) == 1
+
+
 def test_the_kept_rows_are_what_they_were(tmp_path):
     rows = [{"text": TEXT, "id": 7, "more": {"a": [1, None]}}, {"text": "ä\n", "url": "x"}]
     run(tmp_path, rows)

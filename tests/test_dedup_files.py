@@ -200,7 +200,7 @@ def test_findings_of_signatures_that_are_gone_are_not_used(tmp_path, mixed, monk
     assert run(tmp_path, mixed[0], "--max_bad", "0.2") == whole
 
 
-@pytest.mark.parametrize("ending", [".signatures.partial", ".jsonl.partial"])
+@pytest.mark.parametrize("ending", [".signatures.lock", ".lock"])
 def test_two_runs_do_not_write_the_same_result(tmp_path, ending):
     with open(tmp_path / f"out{ending}", "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)

@@ -76,7 +76,7 @@ def test_without_a_total_the_scarcest_source_is_used_up_and_nothing_is_repeated(
     mixed = load(write(tmp_path, sources), tokenizer)
     books, _ = load_text(files["books"], tokenizer, 96)
     assert amounts(mixed)["books"] == books.sizes.sum()
-    assert len(np.unique(mixed.families.which, axis=0)) == len(mixed.families)
+    assert len(np.unique(mixed.families.which)) == len(mixed.families)
 
 
 def test_repeats_are_whole_passes_and_a_part_by_chance(files, tokenizer, tmp_path):
@@ -85,7 +85,7 @@ def test_repeats_are_whole_passes_and_a_part_by_chance(files, tokenizer, tmp_pat
     sources = [source(files, "web", 0.5), source(files, "books", 0.5, repeats=3)]
     mixed = load(write(tmp_path, {"total": total, "sources": sources}), tokenizer)
     assert mixed.passes[0]["books"] == pytest.approx(2.5)
-    counts = np.bincount(mixed.families.which[mixed.sources == 1, 1])
+    _, counts = np.unique(mixed.families.which[mixed.sources == 1], return_counts=True)
     assert set(counts.tolist()) == {2, 3} and len(counts) == len(books)
     assert amounts(mixed)["books"] / total == pytest.approx(0.5, abs=0.01)
 
@@ -143,12 +143,13 @@ def test_a_total_beyond_a_source_says_which_and_what_to_do(files, tokenizer, tmp
     path = write(tmp_path, {"total": 20_000, "sources": sources})
     reason = (
         r"mixture.json: groups\[0\].sources\[1\]: share: 0.5 of 20,000 tokens are 10,000, but "
-        r"books holds [\d,]+: set its repeats to 6, or total to 3,690"
+        r"books holds [\d,]+: set its repeats to 6, or total to 3690"
     )
     with pytest.raises(UserError, match=reason):
         load(path, tokenizer)
-    with pytest.raises(UserError, match="set its repeats to 2, or total to 3,690"):
+    with pytest.raises(UserError, match="set its repeats to 2, or total to 3690"):
         load(write(tmp_path, {"total": 3_700, "sources": sources}), tokenizer)
+    assert load(write(tmp_path, {"total": 3690, "sources": sources}), tokenizer)
     sources[1]["repeats"] = 6
     assert load(write(tmp_path, {"total": 20_000, "sources": sources}), tokenizer)
 
@@ -157,6 +158,13 @@ def test_a_share_that_whole_rows_cannot_meet_is_an_error(files, tokenizer, tmp_p
     sources = [source(files, "web", 0.5), source(files, "chats", 0.5)]
     path = write(tmp_path, {"total": 150, "sources": sources})
     with pytest.raises(UserError, match=r"would be [\d.]+%, not 50.0%: the mixture is too small"):
+        load(path, tokenizer)
+
+
+def test_a_source_too_small_a_share_to_get_a_row_is_an_error(files, tokenizer, tmp_path):
+    sources = [source(files, "web", 0.996), source(files, "books", 0.004)]
+    path = write(tmp_path, {"total": 3000, "sources": sources})
+    with pytest.raises(UserError, match=r"books would be 0.0%, not 0.4%"):
         load(path, tokenizer)
 
 
@@ -175,6 +183,7 @@ def test_a_share_that_whole_rows_cannot_meet_is_an_error(files, tokenizer, tmp_p
         ({"files": "web.jsonl"}, r"sources\[0\]: files: must be a list, not a string"),
         ({"files": [3]}, r"sources\[0\]: files\[0\]: must be the path of a file"),
         ({"files": ["$NOWHERE_SET/web.jsonl"]}, r"\$NOWHERE_SET/web.jsonl: is not set in the env"),
+        ({"files": ["a", "a"]}, r"sources\[0\]: files: one is there twice"),
         ({"name": "chats"}, r"sources\[1\]: name: chats is of another kind too"),
         ({"name": ""}, r"sources\[0\]: name: is empty"),
     ],
@@ -244,7 +253,7 @@ def test_mixing_by_tokens_or_rows_samples_the_text_down_and_all_keeps_it(files, 
         mixed = mix(text, chat, how, seed=2)
         mine = mixed.sources == 0
         assert np.array_equal(mixed.families.sizes[~mine], chat.sizes)
-        kept[how] = mixed.families.which[mine, 1].tolist()
+        kept[how] = mixed.families.which[mine].tolist()
         assert kept[how] == sorted(set(kept[how]))  # in the order of the file, never repeated
     tokens = text.sizes[kept["tokens"]].sum()
     assert chat.sizes.sum() - text.sizes.max() < tokens <= chat.sizes.sum() < text.sizes.sum()

@@ -45,12 +45,14 @@ def select(tmp_path, rows, *flags):
         ("https://example.com/?u=sec.gov", False),
         ("https://reuters.com/markets/us", True),
         ("https://www.reuters.com/sports", False),
+        ("https://reuters.com/markets", True),
+        ("https://reuters.com/marketsquare", False),
         ("http://[half", False),
         ("", False),
     ],
 )
 def test_a_site_is_a_host_with_all_below_it_and_maybe_the_beginning_of_a_path(url, found):
-    assert on_site(url, {"sec.gov": [""], "reuters.com": ["/markets"]}) == found
+    assert on_site(url, {"sec.gov": ["/"], "reuters.com": ["/markets/"]}) == found
 
 
 def test_english_is_told_by_its_common_words():
@@ -61,7 +63,7 @@ def test_english_is_told_by_its_common_words():
 
 def test_rows_of_listed_sites_or_with_enough_keywords_are_kept(tmp_path):
     (tmp_path / "sites.txt").write_text(
-        "# of the paper\nwww.sec.gov\nhttps://reuters.com/markets\n\n"
+        "# of the paper\nhttps://www.SEC.gov\nwww.reuters.com/markets/\n\n"
     )
     (tmp_path / "keys.txt").write_text("interest rate\nbond\nYield\n")
     rows = [
@@ -84,7 +86,7 @@ def test_rows_of_listed_sites_or_with_enough_keywords_are_kept(tmp_path):
 def test_language_is_what_the_row_says_else_what_its_words_say(tmp_path):
     rows = [{"text": ENGLISH}, {"text": GERMAN}, {"text": GERMAN, "language": "EN"},
             {"text": ENGLISH, "language": "de"}]  # fmt: skip
-    kept, reasons = select(tmp_path, rows, "--language", "en")
+    kept, reasons = select(tmp_path, rows, "--language", "EN")
     assert kept == [0, 2]
     assert reasons == {"of another language by its words": [1], "of another language": [3]}
     kept, reasons = select(tmp_path, rows, "--language", "de")

@@ -204,8 +204,9 @@ def test_a_prompt_without_an_id_gets_one_that_is_the_same_in_every_run_and_of_no
     first, _ = run(tmp_path, [GSM, GSM, GSM | {"id": None}, GSM | {"id": " "}])
     again, _ = run(tmp_path, [GSM, GSM, GSM | {"id": None}, GSM | {"id": " "}])
     assert first == again and len({row["id"] for row in first}) == 4
-    elsewhere = one(GSM, where="another/folder/rows.jsonl:1")
-    assert elsewhere["id"] == first[0]["id"] and len(elsewhere["id"]) == 16
+    there, other = (one(GSM, where=f"{place}/rows.jsonl:1") for place in ("a/b", "a/c"))
+    assert there["id"] != other["id"] and len(there["id"]) == 16
+    assert one(GSM, where="x/b/rows.jsonl:1")["id"] == there["id"]
 
 
 def test_numbered_ids_of_several_files_do_not_meet_and_the_source_is_the_file(tmp_path):
@@ -215,7 +216,7 @@ def test_numbered_ids_of_several_files_do_not_meet_and_the_source_is_the_file(tm
         rows = [{"id": i, "query": f"{name} {i}", "answer": "good"} for i in range(3)]
         write_rows(folder / f"{name}.jsonl", rows)
     kept, _ = run(tmp_path, None, "prompts", data=folder)
-    assert [row["id"] for row in kept[2:4]] == ["german_2", "polish_0"]
+    assert [row["id"] for row in kept[2:4]] == ["flare_german_2", "flare_polish_0"]
     assert [row["source"] for row in kept[2:4]] == ["german", "polish"]
     places = ("a/german.jsonl:12", "a/german.parquet: row 7", "german.txt", "a/german:12")
     assert {one(GSM, where=where)["source"] for where in places} == {"german"}

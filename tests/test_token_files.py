@@ -163,11 +163,16 @@ def test_the_key_changes_with_all_that_the_ids_depend_on(llama3, tmp_path, monke
     assert len({json.dumps(key) for key in keys}) == len(keys)
 
 
+def folders(cache):
+    """What is published in a cache, beside its locks."""
+    return [path for path in Path(cache).iterdir() if path.suffix != ".lock"]
+
+
 def test_what_does_not_match_its_sizes_is_made_again(llama3, tmp_path, capsys):
     path, cache = files_of(tmp_path)["chat"], tmp_path / "cache"
     first = tokenise("chat", path, llama3, str(cache))
     wanted = [np.array(array) for array in first]
-    (folder,) = cache.iterdir()
+    (folder,) = folders(cache)
     for harm in (
         lambda: os.truncate(folder / "ids.bin", 10),
         lambda: (folder / "lines.bin").unlink(),
@@ -177,7 +182,7 @@ def test_what_does_not_match_its_sizes_is_made_again(llama3, tmp_path, capsys):
     ):
         harm()
         assert same(tokenise("chat", path, llama3, str(cache)), wanted)
-        assert [p.name for p in cache.iterdir()] == [folder.name]
+        assert folders(cache) == [folder]
     assert "not whole; made again" in capsys.readouterr().err
 
 
@@ -188,7 +193,7 @@ def test_a_bad_row_publishes_nothing_and_names_its_line(llama3, tmp_path, monkey
     for workers in (1, 2):
         with pytest.raises(UserError, match="c.jsonl:81: messages: must be a list, not an integer"):
             tokenise("chat", path, llama3, str(tmp_path / "cache"), workers)
-        assert list((tmp_path / "cache").iterdir()) == []
+        assert folders(tmp_path / "cache") == []
 
 
 def test_an_empty_file_and_one_whose_writer_was_stopped(llama3, tmp_path, capsys):
@@ -197,7 +202,9 @@ def test_an_empty_file_and_one_whose_writer_was_stopped(llama3, tmp_path, capsys
     assert [len(a) for a in tokenise("text", path, llama3, cache)] == [0] * 4
     path.write_text('{"text": "one"}\n{"text": "tw')
     assert len(tokenise("text", path, llama3, cache).lines) == 1
-    assert "t.jsonl:2: incomplete last line, dropped" in capsys.readouterr().err
+    for _ in range(2):  # made and found: said each time
+        assert load_text(str(path), llama3, 99, token_cache=cache)[1].rows == 1
+        assert f"{path}: incomplete last line, left out" in capsys.readouterr().out
     with pytest.raises(UserError, match="gone.jsonl: no such file"):
         tokenise("text", tmp_path / "gone.jsonl", llama3, cache)
 
@@ -208,6 +215,73 @@ def test_a_line_of_more_than_16_mb_is_refused_whoever_reads_it(llama3, tmp_path)
     for workers in (1, 2):
         with pytest.raises(UserError, match="t.jsonl:2: longer than 16 MB; split the document"):
             tokenise("text", path, llama3, str(tmp_path / "cache"), workers)
+
+
+def test_what_changes_while_it_is_read_is_not_stored(llama3, tmp_path, monkeypatch):
+    path, cache = files_of(tmp_path)["chat"], tmp_path / "cache"
+    blocks = token_files.line_blocks
+
+    def growing(name):
+        yield from blocks(name)
+        with open(name, "a") as file:
+            file.write("\n")
+
+    monkeypatch.setattr(token_files, "line_blocks", growing)
+    with pytest.raises(UserError, match="chat.jsonl: changed while it was tokenised"):
+        tokenise("chat", path, llama3, str(cache))
+    assert folders(cache) == []
+
+
+def test_where_locks_do_not_reach_the_first_to_end_counts_and_nobody_fails(
+    llama3, tmp_path, monkeypatch
+):
+    path, cache = files_of(tmp_path)["chat"], str(tmp_path / "cache")
+    monkeypatch.setattr(token_files.fcntl, "flock", lambda *_: None)
+    write, others = token_files.write, []
+
+    def while_another_does(*args):
+        write(*args)
+        if not others:  # another machine, which ends before
+            others.append(1)
+            monkeypatch.setattr(token_files.socket, "gethostname", lambda: "other")
+            others.append(tokenise("chat", path, llama3, cache))
+
+    monkeypatch.setattr(token_files, "write", while_another_does)
+    found = tokenise("chat", path, llama3, cache)
+    assert same(found, tokenise("chat", path, llama3, "")) and same(found, others[1])
+    assert len(folders(cache)) == 1
+
+
+def test_a_worker_that_dies_while_it_answers_publishes_nothing(llama3, tmp_path, monkeypatch):
+    path, cache = files_of(tmp_path)["text"], str(tmp_path / "cache")
+    monkeypatch.setattr(token_files, "BLOCK", 2000)
+    start = token_files.Workers.__init__
+
+    class Cut:
+        """The answers of a process that dies while it writes them."""
+
+        def __init__(self, stream):
+            self.readline, self.all = stream.readline, stream.read
+
+        def read(self, size):
+            return self.all(size)[:-2]
+
+    def cutting(self, *args):
+        start(self, *args)
+        for process in self.all:
+            process.stdout = Cut(process.stdout)
+
+    monkeypatch.setattr(token_files.Workers, "__init__", cutting)
+    with pytest.raises(UserError, match="a process that tokenises it died"):
+        tokenise("text", path, llama3, cache, 2)
+    assert folders(cache) == []
+
+
+def test_a_long_blank_line_is_refused_too(llama3, tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "one"}\n' + " " * (17 * 2**20) + '\n{"text": "two"}\n')
+    with pytest.raises(UserError, match="t.jsonl:2: longer than 16 MB"):
+        tokenise("text", path, llama3, str(tmp_path / "cache"))
 
 
 # ---- processes
@@ -264,7 +338,7 @@ def test_two_that_want_the_same_file_tokenise_it_once(llama3, tmp_path):
     assert [p.wait() for p in both] == [0, 0, 0]
     said = {p.stdout.read() for p in both}
     assert len(said) == 1
-    (folder,) = (tmp_path / "cache").iterdir()
+    (folder,) = folders(tmp_path / "cache")
     assert same(
         tokenise("text", path, llama3, str(folder.parent)), tokenise("text", path, llama3, "")
     )
@@ -274,8 +348,7 @@ def test_ranks_share_one_token_file_and_train_the_same_rows(tmp_path):
     data = write_data(tmp_path / "data")
     jobs = [{"stage": "cpt", "data": data, "out": tmp_path / "two", "epochs": 0.2}]
     torchrun(2, tmp_path, jobs)
-    folders = list((data / "tokens").iterdir())
-    assert len(folders) == 2 and not any(folder.suffix for folder in folders)  # text and chat
+    assert len(folders(data / "tokens")) == 2  # text and chat, and nothing half made
     assert len(read_metrics(tmp_path / "two")) > 1
 
 
