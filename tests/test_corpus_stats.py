@@ -271,7 +271,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path):
                f"{tmp_path}/in.jsonl", "--out", f"{tmp_path}/again/s.jsonl", *flags]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout.split()[-2]) > 10
+    assert int(done.stdout.split()[-2]) > 3
     assert listing(tmp_path / "again") == whole
 
 

@@ -3,6 +3,8 @@
 import datetime
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -279,3 +281,21 @@ def test_an_alpaca_list_and_plain_text_and_csv_are_read_by_one_command(tmp_path,
     ]
     assert kept[3]["source"] == "c.md" and dropped == ["an empty reply"]
     assert "5 rows = 4 kept + 1 skipped [1 an empty reply]" in capsys.readouterr().out
+
+
+def test_killed_at_any_moment_convert_ends_with_the_same_bytes(tmp_path):
+    def results(name):
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    rows = [row for row, _ in FOREIGN] * 2 + [GSM] * 30
+    for name in ("a", "b"):  # two files: a place in one is none in the other
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    data = f"{tmp_path}/a.jsonl,{tmp_path}/b.jsonl"
+    words = ["convert", "--data", data, "--max_bad", "1", "--out"]
+    curate.main([*words, f"{tmp_path}/whole/o.jsonl"])
+    command = [sys.executable, str(Path(__file__).with_name("killing.py")), "3", *words]
+    command.append(f"{tmp_path}/killed/o.jsonl")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-2]) > 3
+    assert results("killed") == results("whole")
