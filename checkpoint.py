@@ -2,28 +2,32 @@
 
     out/sft/  config.json  model.safetensors (or an index and shards)  tokenizer.json ...
 
-Tensors move one at a time, so memory holds the model and little more. Every name and shape is
+Tensors move one at a time, so memory holds the model and one tensor more. Every name and shape is
 checked against config.json before a weight is read. Nothing is pickled: .bin files are refused.
 """
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from config import UserError, read_json
 from kernels.adamw import join, split
-from parallel import local
+from parallel import local, on_rank0
+from streams import named, stream, sync
 
 SHARD_BYTES = 4 * 2**30  # a file of weights is closed when it would grow beyond this
 INDEX = "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")
+PICKLES = (".bin", ".pt", ".pth", ".pkl")
+OURS = {"written_by": "minfin"}  # in the header of what we export: this may be written over
+COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+          "chat_template.jinja", "generation_config.json")  # fmt: skip
 
 
 def is_main():
@@ -68,10 +72,24 @@ def weight_files(path):
         return dict.fromkeys(header(file), file)
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint folder")
-    pickles = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl"))
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
     if pickles:
         raise UserError(f"{path}: {pickles[0]} is a pickle and not read; convert it to safetensors")
     raise UserError(f"{path}: not a checkpoint: neither model.safetensors nor {INDEX}")
+
+
+def has_weights(path):
+    """Is there anything that weight_files would read or refuse? A folder to plan with has none."""
+    return any(p.name == INDEX or p.suffix in (".safetensors", *PICKLES)
+               for p in Path(path).iterdir())  # fmt: skip
+
+
+def check_layers(path, layers):
+    """UserError if the weights are of fewer blocks: before a model is built by a wrong number."""
+    found = {name.split(".")[2] for name in weight_files(path) if name.startswith("model.layers.")}
+    if layers > len(found):
+        raise UserError(f"{path}/config.json: num_hidden_layers: {layers}, but the weights are of "
+                        f"{len(found)} blocks")  # fmt: skip
 
 
 def sha_of_weights(path):
@@ -84,12 +102,21 @@ def sha_of_weights(path):
 
 
 def header(file):
-    """{tensor name: shape} of a safetensors file. UserError if it is torn or not one."""
+    """{tensor name: shape} of a safetensors file. UserError if it is torn, not one, or of
+    anything but floating-point numbers."""
     try:
         with safe_open(file, framework="pt") as f:
-            return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}
+            slices = {name: f.get_slice(name) for name in f.keys()}
+            kinds = {name: part.get_dtype() for name, part in slices.items()}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     except (SafetensorError, OSError) as e:
         raise UserError(f"{file}: not a readable safetensors file: {e}") from None
+    for name, kind in kinds.items():
+        if kind not in FLOATS:
+            raise UserError(
+                f"{file}: {name}: dtype {kind} is not supported, only {', '.join(FLOATS)}"
+            )
+    return shapes
 
 
 def checked_files(params, path):
@@ -125,22 +152,45 @@ def load_weights(model, path):
                     copy_rows(params[name], f.get_slice(name))
 
 
-def copy_rows(p, source):
-    """p <- source, a tensor or safetensors slice of p's global shape; bf16 in training is exact,
-    as p.low takes what does not fit into p.
+def span(p, writer=False):
+    """The rows [begin, end) of p's global shape that this rank holds; as a writer none, if they are
+    those of another copy of the model too (HSDP) and the first copy is to write them.
 
     FSDP shards by rows: of n rows rank r holds ceil(n / ranks), from r * ceil(n / ranks) on.
     """
     begin = 0
     if isinstance(p, DTensor):
-        begin = p.device_mesh.get_local_rank() * -(-p.shape[0] // p.device_mesh.size())
-    rows = len(local(p))
-    if rows and hasattr(p, "low"):
-        weight, low = split(source[begin : begin + rows].to(p.device, torch.float32))
-        local(p).copy_(weight)
-        local(p.low).copy_(low)
-    elif rows:
-        local(p).copy_(source[begin : begin + rows])
+        for dim, placement in enumerate(p.placements):
+            rank, ranks = p.device_mesh.get_local_rank(dim), p.device_mesh.size(dim)
+            if placement.is_shard():
+                begin = min(p.shape[0], rank * -(-p.shape[0] // ranks))
+            elif writer and rank > 0:
+                return 0, 0
+    return begin, begin + len(local(p))
+
+
+def copy_rows(p, source, first=0, rows=None):
+    """p <- source, a tensor or safetensors slice that holds rows first .. first + rows (all of
+    them) of p's global shape; bf16 in training is exact, as p.low takes what does not fit into p.
+    """
+    begin, end = span(p)
+    low, high = max(begin, first), min(end, first + (p.shape[0] if rows is None else rows))
+    if low >= high:
+        return
+    values, mine = source[low - first : high - first], slice(low - begin, high - begin)
+    if hasattr(p, "low"):
+        weight, rest = split(values.to(p.device, torch.float32))
+        local(p)[mine].copy_(weight)
+        local(p.low)[mine].copy_(rest)
+    else:
+        local(p)[mine].copy_(values)
+
+
+def held(tensor, count=None):
+    """This rank's rows, or the first `count` of them, in place of a bf16 parameter in training
+    those of its fp32 master."""
+    rows = local(tensor.detach())[:count]
+    return join(rows, local(tensor.low)[:count]) if hasattr(tensor, "low") else rows
 
 
 def whole(tensor):
@@ -149,77 +199,116 @@ def whole(tensor):
     full = tensor.detach()
     if hasattr(tensor, "low"):
         full = full.float()  # for its shape and sharding
-        local(full).copy_(join(local(tensor.detach()), local(tensor.low)))
+        local(full).copy_(held(tensor))
     return (full.full_tensor() if isinstance(full, DTensor) else full).cpu().contiguous()
 
 
-def write_tensors(folder, stem, tensors, dtype=None):
-    """Stream (name, tensor) pairs into safetensors files of SHARD_BYTES; rank 0 writes.
-
-    Memory beyond the model: one file's tensors. Returns {name: file name}.
-    """
-    shard, size, shards = {}, 0, []
-    for name, tensor in tensors:
-        full = whole(tensor)
-        full = full.to(dtype or full.dtype)
-        if not is_main():
-            continue
-        if shard and size + full.nbytes > SHARD_BYTES:
-            shards.append(write_shard(folder, stem, len(shards), shard))
-            shard, size = {}, 0
-        shard[name], size = full, size + full.nbytes
-    if shard:
-        shards.append(write_shard(folder, stem, len(shards), shard))
-    return {name: file for names, file in shards for name in names}
+def check_out_dir(out):
+    """UserError if a folder holds a model that is not one of ours: it would be written over."""
+    files = [f for f in sorted(Path(out).glob("*.safetensors")) if f.name[:10] != "reference-"]
+    for file in files:
+        header(file)
+        with safe_open(file, framework="pt") as f:
+            if (f.metadata() or {}).get("written_by") != OURS["written_by"]:
+                raise UserError(f"{file}: a model that no run wrote here; take another out_dir")
+    if not files and (Path(out) / "config.json").exists():
+        raise UserError(f"{out}: a model that no run wrote here; take another out_dir")
 
 
-def write_shard(folder, stem, index, tensors):
-    file = f"{stem}-{index + 1:05d}.safetensors"
-    save_file(tensors, folder / file, metadata={"format": "pt"})
-    return list(tensors), file
+def shards(params, dtype):
+    """[[name]]: which tensors share a file of SHARD_BYTES."""
+    found, size = [[]], 0
+    for name, p in params.items():
+        if found[-1] and size + p.numel() * dtype.itemsize > SHARD_BYTES:
+            found.append([])
+            size = 0
+        found[-1].append(name)
+        size += p.numel() * dtype.itemsize
+    return found
 
 
-def sync_folder(folder):
-    """Flush every file of a folder, then the folder itself, to the disk."""
-    for path in [*(p for p in folder.rglob("*") if p.is_file()), folder]:
-        fd = os.open(path, os.O_RDONLY)
-        os.fsync(fd)
-        os.close(fd)
+def write_weights(folder, params, dtype, stem):
+    """Rank 0 writes model.safetensors, or shards and their index; all ranks gather."""
+    files, weight_map = shards(params, dtype), {}
+    for i, names in enumerate(files):
+        file = "model.safetensors" if len(files) == 1 else f"{stem}-{i + 1:05d}.safetensors"
+        weight_map |= dict.fromkeys(names, file)
+        tensors = (whole(params[name]).to(dtype) for name in names)
+        if is_main():
+            specs = {name: (dtype, params[name].shape) for name in names}
+            stream(folder / file, specs, tensors, OURS)
+        else:
+            for _ in tensors:  # each takes part in gathering it
+                pass
+    if is_main() and len(files) > 1:
+        total = sum(p.numel() for p in params.values()) * dtype.itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2))
+
+
+def free_stem(out):
+    """A stem for shards under which the model in the folder has none: both may lie side by side."""
+    used = (out / INDEX).read_text(errors="replace") if (out / INDEX).exists() else ""
+    return "model.b" if '"model-' in used else "model"
 
 
 def save_pretrained(model, out, source, dtype=torch.float32):
     """Write a folder that the next stage and transformers load as it is.
 
     source: the folder the model began from; its tokenizer, generation_config.json and config.json
-    are copied, of the last only the dtype changes. The files are written aside, then renamed one by
-    one over those of `out`, config.json last. All ranks must call it.
+    are copied, of the last only the dtype changes. The files are written aside, then renamed; a
+    model of ours that is there can be loaded at every moment. UserError if one is there that is not
+    ours, or what is written does not fit the disk. All ranks must call it.
     """
     out, source = Path(out), Path(source)
     tmp = out / "model.tmp"
-    if is_main():
+    stem = on_rank0(prepare, out, tmp)
+    try:
+        with named(tmp):
+            write_weights(tmp, named_weights(model), dtype, stem)
+            if is_main():
+                describe(tmp, source, dtype)
+                publish(tmp, out)
+    except OSError as e:
         shutil.rmtree(tmp, ignore_errors=True)
-        tmp.mkdir(parents=True)
+        where = f"{e.filename}: {e.strerror}"
+        raise UserError(f"{where}; not exported; what was in {out} stands") from None
     barrier()
-    weight_map = write_tensors(tmp, "model", named_weights(model).items(), dtype)
-    if is_main():
-        if len(set(weight_map.values())) == 1:
-            (tmp / "model-00001.safetensors").rename(tmp / "model.safetensors")
-        else:
-            total = sum(p.numel() for p in model.parameters()) * dtype.itemsize
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (tmp / INDEX).write_text(json.dumps(index, indent=2))
-        for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                     "chat_template.jinja", "generation_config.json"):  # fmt: skip
-            if (source / file).exists():
-                shutil.copyfile(source / file, tmp / file)
-        config = read_config(source)
-        config["dtype" if "dtype" in config else "torch_dtype"] = str(dtype).removeprefix("torch.")
-        (tmp / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        sync_folder(tmp)
-        for stale in [*out.glob("model*.safetensors"), out / INDEX]:
+
+
+def prepare(out, tmp):
+    """Make an empty folder to write to, and choose free_stem(out)."""
+    check_out_dir(out)
+    try:
+        with named(tmp):
+            shutil.rmtree(tmp, ignore_errors=True)
+            tmp.mkdir(parents=True)
+    except OSError as e:
+        raise UserError(f"{e.filename}: {e.strerror}") from None
+    return free_stem(out)
+
+
+def describe(tmp, source, dtype):
+    """Add what a folder needs besides weights."""
+    for file in COPIED:
+        if (source / file).exists():
+            shutil.copyfile(source / file, tmp / file)
+    config = read_config(source)
+    config["dtype" if "dtype" in config else "torch_dtype"] = str(dtype).removeprefix("torch.")
+    (tmp / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def publish(tmp, out):
+    """Move the files of tmp to out, and what is read first last: an index behind its shards,
+    config.json behind all. What is left of the model before goes after that, its index first."""
+    sync(*tmp.iterdir(), tmp)
+    new = {file.name for file in tmp.iterdir()}
+    last = (INDEX, "model.safetensors", "config.json")
+    for name in sorted(new, key=lambda name: last.index(name) if name in last else -1):
+        (tmp / name).rename(out / name)
+    sync(out)
+    for stale in [out / INDEX, *sorted(out.glob("model*.safetensors"))]:
+        if stale.name not in new:
             stale.unlink(missing_ok=True)
-        for file in sorted(tmp.iterdir(), key=lambda p: p.name == "config.json"):
-            file.rename(out / file.name)
-        tmp.rmdir()
-        sync_folder(out)
-    barrier()
+    tmp.rmdir()
+    sync(out)

@@ -43,14 +43,19 @@ def print_help(cls):
     print(f"  {'--config FILE':<34} json file of flags; the command line wins over it")
 
 
-def convert(cls, name, value, where):
-    """A field's value, from a flag's string or a json value. UserError if it does not fit."""
+def type_of(cls, name, where):
+    """The type of a setting. UserError if there is none of that name."""
     types = {field.name: field.type for field in dataclasses.fields(cls)}
     if name not in types:
         near = difflib.get_close_matches(name, types, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
         raise UserError(f"{where}: unknown setting {name!r}; {hint}")
-    want = types[name]
+    return types[name]
+
+
+def convert(cls, name, value, where):
+    """A field's value, from a flag's string or a json value. UserError if it does not fit."""
+    want = type_of(cls, name, where)
     if isinstance(value, str) and want is bool and value.lower() in SWITCH:
         return SWITCH[value.lower()]
     try:
@@ -58,11 +63,22 @@ def convert(cls, name, value, where):
             raise ValueError
         if want is int and (isinstance(value, bool) or float(value) != int(float(value))):
             raise ValueError
-        if want is float and not math.isfinite(float(value)):
+        if want is float and (isinstance(value, bool) or not math.isfinite(float(value))):
+            raise ValueError
+        if want is str and not isinstance(value, str):  # str() takes anything: "None", "[1]"
             raise ValueError
         return want(float(value)) if want is int else want(value)
     except (ValueError, TypeError, OverflowError):
         raise UserError(f"{where}: {name} takes a {want.__name__}, not {value!r}") from None
+
+
+def unique(pairs):
+    """json's object_pairs_hook: a dict, or ValueError for a key given twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)}: the key is there twice")
+    return found
 
 
 def check_range(cfg, positive=(), not_negative=()):
@@ -88,13 +104,17 @@ def read_json(path):
     """A json object. UserError names file and line."""
     try:
         with open(path, encoding="utf-8") as f:
-            value = json.load(f)
+            value = json.load(f, object_pairs_hook=unique)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: cannot be read: {e}") from None
     except json.JSONDecodeError as e:
         raise UserError(f"{path}:{e.lineno}: not valid json: {e.msg}") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deep") from None
+    except ValueError as e:  # a key twice, a number of thousands of digits
+        raise UserError(f"{path}: {e}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a json object, not a {type(value).__name__}")
     return value
@@ -120,7 +140,7 @@ def parse(cls, argv=None):
             value = True
         elif not eq:
             if name != "config":
-                convert(cls, name, 0 if fields.get(name) is not bool else True, "command line")
+                type_of(cls, name, "command line")
             if not words or (words[0].startswith("--") and len(words[0]) > 2):
                 raise UserError(f"command line: --{name} needs a value")
             value = words.pop(0)

@@ -107,8 +107,13 @@ class Pass:
     def restore(self, path):
         """Take over the counts of a finished or stopped run. UserError if it was another one."""
         was = read_json(path)
+        kinds = {"made_from": dict, "counts": dict, "unreadable": list}
+        if any(not isinstance(was.get(name), kind) for name, kind in kinds.items()) or any(
+            not isinstance(was["made_from"].get(what), dict) for what in self.made_from
+        ):
+            raise UserError(f"{path}: is not what curate.py writes here; delete it")
         for what, now in self.made_from.items():
-            then = was.get("made_from", {}).get(what, {})
+            then = was["made_from"][what]
             changed = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k))
             if changed:
                 raise UserError(f"{path}: belongs to a run with other {what} ({', '.join(changed)})"

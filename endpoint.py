@@ -105,6 +105,12 @@ def read_reply(body):
     return {"raw": text, "finish": finish, "usage": usage, "logprobs": logprobs}
 
 
+def one_line(text):
+    """What a server said, so that it can stand within a line, as long as it may be."""
+    text = " ".join(text.split())[:300]
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def retry_after(headers):
     """Seconds that a Retry-After header (a number or a date) asks for, 0 without one."""
     value = headers.get("Retry-After", "")
@@ -148,13 +154,14 @@ def post(body, cfg, key):
         except urllib.error.HTTPError as error:
             with error:
                 text = what_it_says(error, begin + cfg.timeout_s)
-            reason = redact(f"HTTP {error.code}: {' '.join(text.split())[:300]}")
+            reason = redact(f"HTTP {error.code}: {one_line(text)}")
             if error.code not in RETRY and error.code < 500:
                 fatal = error.code in HOPELESS
                 raise Unanswered(reason, fatal, refused=not fatal) from None
             pause = max(pause, retry_after(error.headers))
         except (OSError, HTTPException, ValueError) as error:
-            reason = redact(str(getattr(error, "reason", error)) or type(error).__name__)
+            text = str(getattr(error, "reason", error))
+            reason = redact(one_line(text) or type(error).__name__)
         if tries <= cfg.retries:
             time.sleep(pause)
     raise Unanswered(f"{reason} ({tries} tries)")

@@ -177,6 +177,9 @@ def open_asker(cfg):
         if rank == 0:
             asker.records, asker.add = stack.enter_context(append_to(path, ANSWER))
             absorb(path, ANSWER, asker.records, asker.add)
+            for name, record in asker.records.items():
+                if not {"logprobs", "finish"} & record.keys():
+                    raise UserError(f"{path}: {name}: is no answer; take another --out_dir")
         known = parallel.on_rank0(lambda: asker.records)
         if rank != 0:
             asker.records, asker.add = stack.enter_context(append_to(own, ANSWER))

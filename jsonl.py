@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from config import UserError
+from config import UserError, unique
 
 LINE_CAP = 16 * 2**20  # bytes
 MAX_DEPTH = 32
@@ -34,15 +34,6 @@ def notice(message):
     """One line on stderr, from rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         print(f"notice: {message}", file=sys.stderr)
-
-
-def unique(pairs):
-    """json's object_pairs_hook: a dict, or ValueError for a key given twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)}: the key is there twice")
-    return found
 
 
 def finite(text):
@@ -173,8 +164,11 @@ def read_jsonl(path, fields):
 def write_text(path, text):
     """All or nothing, by a renamed file: a stopped run leaves no half file that looks whole."""
     temporary = Path(f"{path}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as e:  # a full disk does not say of which file
+        raise OSError(e.errno, e.strerror, e.filename or str(path)) from None
 
 
 def write_jsonl(path, rows):

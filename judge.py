@@ -16,11 +16,11 @@ import time
 from collections import Counter
 from typing import NamedTuple
 
-from config import UserError
+from config import UserError, unique
 from endpoint import Unanswered
 from extract import judged_by_rule
 from generate import stream
-from jsonl import sha, unique
+from jsonl import sha
 from text_prompts import TEXT_KEYS, TEXT_PROMPTS, misfit, strings
 
 OUTCOME = """\

@@ -14,14 +14,26 @@ import fcntl
 import json
 
 from config import UserError
-from jsonl import check_messages, notice, read_jsonl
+from jsonl import TYPES, check_messages, notice, read_jsonl
 
 TRAJECTORY = {"id": str, "prompt": list, "answer?": str, "text?": str, "finish": str}
-TRAJECTORY |= {"sample": int, "correct?": bool}
+TRAJECTORY |= {"sample": int, "correct?": bool, "source?": str, "solution?": str, "kinds?": list}
 CONTINUATION = {"id": str, "prompt_id": str, "prefix?": str, "text?": str, "finish": str}
 CONTINUATION |= {"sample": int, "policy_sha": str, "correct": bool}
 VERDICT = {"id": str, "trajectory": str, "request_sha": str, "kind": str, "parsed?": dict}
 VERDICT |= {"raw?": str, "finish": str, "attempts": int, "tries": int, "usage?": dict}
+# What the finding of each kind of verdict holds
+FOUND = {
+    "outcome": {"Correctness": str},
+    "stepwise": dict.fromkeys(
+        ("First incorrect step", "Reasoning up to incorrect", "Step correction"), str
+    ),
+    "rating": {"Rating": float},
+    "quality": {"Score": int},
+    "exercises": dict.fromkeys(
+        ("Questions", "Scenario", "Exhibit", "Answer Choices", "Answer"), list
+    ),
+}
 
 
 def read_trajectories(path):
@@ -29,7 +41,29 @@ def read_trajectories(path):
     records = read_log(path, TRAJECTORY)
     for name, record in records.items():
         check_messages(record["prompt"], f"{path}: {name}", last="user", name="prompt")
+        if odd := [kind for kind in record.get("kinds") or () if kind not in [*FOUND]]:
+            raise UserError(f"{path}: {name}: kinds: {odd[0]!r} is no kind of verdict")
     return records
+
+
+def check_verdict(record, where):
+    """UserError for a verdict that says nothing: its log is of something else, or was edited."""
+    kind, parsed = record["kind"], record.setdefault("parsed", None)
+    if kind not in FOUND:
+        raise UserError(f"{where}: kind: {kind!r} is not one of {', '.join(FOUND)}")
+    if type(record.get("raw")) is not str:
+        raise UserError(f"{where}: raw: must be the reply as it came, a string")
+    for name, wanted in FOUND[kind].items() if parsed else ():
+        if name not in parsed:
+            raise UserError(f"{where}: parsed: {name}: missing")
+        if type(parsed[name]) not in ((int, float) if wanted is float else (wanted,)):
+            raise UserError(f"{where}: parsed: {name}: must be {TYPES[wanted]}")
+    if parsed and kind == "outcome" and parsed["Correctness"] not in ("correct", "wrong"):
+        raise UserError(f"{where}: parsed: Correctness: is neither correct nor wrong")
+    if parsed and kind == "stepwise" and type(record.get("first_error")) is not int:
+        raise UserError(f"{where}: first_error: must be the number of a step, or -1")
+    record["usage"] = record.get("usage") or {}
+    record.setdefault("reason", None if parsed else "unknown")
 
 
 def read_log(path, fields):
@@ -38,6 +72,8 @@ def read_log(path, fields):
     for line, record in read_jsonl(path, fields):
         if record["id"] in records:
             raise UserError(f"{path}:{line}: id: {record['id']!r} is there twice")
+        if fields is VERDICT:
+            check_verdict(record, f"{path}:{line}")
         records[record["id"]] = record
     return records
 

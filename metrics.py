@@ -4,6 +4,7 @@ itself: run.json (the settings, for --config), environment.json, a copy of the s
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import resource
@@ -11,13 +12,21 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import deque
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from config import UserError
+from parallel import on_rank0, print0
+
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from the data sheets
+WINDOW, LEAST, SPIKE = 50, 20, 6.0  # losses looked back at, needed for it, standard deviations
+HELDOUT = ("heldout/text", "heldout/chat", "heldout/loss")  # what should be lowest
+NO_CURVES = ("step", "epoch", "skipped", "spike", "fading")
 
 
 def git_commit():
@@ -76,6 +85,40 @@ def memory_gb(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+def is_finite(values):
+    """Whether a step with these values may reach the weights; the same on every rank."""
+    return math.isfinite(values["loss"] + values.get("grad_norm", 0.0))
+
+
+def is_spike(before, loss):
+    """Is a loss more than SPIKE standard deviations above the mean of the losses before it?"""
+    before = list(before)[-WINDOW:]
+    if len(before) < LEAST:
+        return False
+    mean = math.fsum(before) / len(before)
+    deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in before) / len(before))
+    return loss > mean + SPIKE * deviation
+
+
+@dataclass
+class History:
+    """What later steps need of the rows before: made from them, so that a resumed run has it."""
+
+    losses: deque = field(default_factory=lambda: deque(maxlen=WINDOW))  # the last finite ones
+    skipped: int = 0  # updates left out
+    bad: int = 0  # of them, in a row up to now
+    best: dict = field(default_factory=dict)  # held-out series -> (lowest value, its step)
+
+    def add(self, row):
+        self.skipped = row.get("skipped", self.skipped)
+        self.bad = self.bad + 1 if "skipped" in row else 0
+        if "loss" in row:
+            self.losses.append(row["loss"])
+        for name in HELDOUT:
+            if name in row and row[name] < self.best.get(name, (math.inf,))[0]:
+                self.best[name] = row[name], row["step"]
+
+
 class Metrics:
     """metrics.jsonl of one run. A resumed run first drops the lines it is about to write again."""
 
@@ -84,14 +127,19 @@ class Metrics:
         self.device, self.config, self.main = device, config, True
         if dist.is_initialized():
             self.main = dist.get_rank() == 0
-        if self.main:
-            old = read_metrics(out_dir)
-            kept = [row for row in old if row["step"] < start]
-            whole = self.path.with_suffix(".tmp")  # a kill in between must not lose the history
-            whole.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            whole.rename(self.path)
+        self.history = on_rank0(self.keep_before, start)
         self.tokens, self.keys, self.seconds = 0, 0, 0.0
         self.since = time.perf_counter()
+
+    def keep_before(self, start):
+        """Drop the lines from a step on -> History of the others."""
+        kept, history = [r for r in read_metrics(self.path.parent) if r["step"] < start], History()
+        whole = self.path.with_suffix(".tmp")  # a kill in between must not lose the history
+        whole.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        whole.rename(self.path)
+        for row in kept:
+            history.add(row)
+        return history
 
     def count(self, families):
         """Count the work of a step on all ranks: its tokens, and the keys that its queries see."""
@@ -104,9 +152,22 @@ class Metrics:
         self.seconds = time.perf_counter() - self.since  # held-out losses come later: not counted
 
     def log(self, step, **values):
-        """One line: the values, speed since the line before, memory, and MFU on a known GPU."""
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
-        row = {"step": step, **values}
+        """One line: the values, speed since the line before, memory, and MFU on a known GPU.
+
+        JSON knows no NaN: values that are not finite are left out. A step whose update was left
+        out for them says so (`skipped`, counted), and one whose loss is far off (`spike`).
+        """
+        ranks, past = dist.get_world_size() if dist.is_initialized() else 1, self.history
+        row = {"step": step} | {k: v for k, v in values.items() if math.isfinite(v)}
+        if not is_finite(values):
+            row["skipped"] = past.skipped + 1
+            print0(f"\nwarning: step {step}: loss {values['loss']:.4g}, gradient norm "
+                   f"{values['grad_norm']:.4g}: no update, {row['skipped']} so far")  # fmt: skip
+        elif is_spike(past.losses, row["loss"]):
+            row["spike"] = True
+            mean = sum(past.losses) / len(past.losses)
+            print0(f"\nwarning: step {step}: loss {row['loss']:.4g} is far above the mean of the "
+                   f"last {len(past.losses)}, {mean:.4g}")  # fmt: skip
         if self.tokens:
             row["tokens_per_second"] = round(self.tokens / self.seconds, 1)
             name = torch.cuda.get_device_name() if self.device.type == "cuda" else ""
@@ -118,8 +179,30 @@ class Metrics:
         if self.main:
             with open(self.path, "a") as f:
                 f.write(json.dumps(row) + "\n")
+        past.add(row)
         self.tokens, self.keys, self.since = 0, 0, time.perf_counter()
         return row
+
+    def check_bad_steps(self, most):
+        """UserError after so many steps in a row whose numbers were not finite."""
+        if self.history.bad >= most:
+            raise UserError(
+                f"no finite loss and gradient for {self.history.bad} steps in a row: take a lower "
+                "--lr and another --out_dir; or, if it is the data, a higher --max_bad_steps"
+            )
+
+    def shown(self, row):
+        """What the bar of a run shows."""
+        found = {"loss": f"{row.get('loss', math.nan):.3f}"}
+        found["tok_s"] = f"{row['tokens_per_second']:.0f}"
+        return found | ({"best": self.best()} if self.history.best else {})
+
+    def best(self):
+        """Where each held-out loss was lowest: "chat 1.234 at step 199"."""
+        return ", ".join(
+            f"{name.removeprefix('heldout/')} {value:.4f} at step {step}"
+            for name, (value, step) in self.history.best.items()
+        )
 
 
 def read_metrics(out_dir):
@@ -145,7 +228,7 @@ def plot_metrics(out_dir):
         return None
     rows = read_metrics(out_dir)
     panels = {}  # {panel: [series]}
-    for name in dict.fromkeys(key for row in rows for key in row if key not in ("step", "epoch")):
+    for name in dict.fromkeys(key for row in rows for key in row if key not in NO_CURVES):
         panels.setdefault(name.split("/")[0], []).append(name)
     columns = min(3, max(1, len(panels)))
     lines = -(-len(panels) // columns)

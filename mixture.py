@@ -84,7 +84,7 @@ def read_mixture(path):
     for g, group in enumerate(mixture["groups"]):
         at = f"{path}: groups[{g}]"
         check_keys(group, GROUP, at)
-        if not group.get("total", 1) > 0:
+        if not 0 < group.get("total", 1) < math.inf:
             raise UserError(f"{at}: total: must be above 0, not {group['total']}")
         for s, source in enumerate(group["sources"]):
             check_source(source, f"{at}.sources[{s}]")

@@ -78,6 +78,9 @@ class LlamaConfig:
         for key in ("attention_bias", "mlp_bias", "quantization_config", "attention_dropout"):
             if raw.get(key):
                 raise UserError(f"{where}: {key}: {raw[key]!r} is not supported")
+        if type(raw.get("tie_word_embeddings", False)) is not bool:
+            tied = raw["tie_word_embeddings"]
+            raise UserError(f"{where}: tie_word_embeddings: must be true or false, is {tied!r}")
         if raw.get("hidden_act", "silu") != "silu":
             raise UserError(
                 f"{where}: hidden_act: {raw['hidden_act']!r} is not supported, only silu"
@@ -271,16 +274,21 @@ class Llama(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path, device="cpu", dtype=torch.float32):
-        """The model of a Hugging Face folder. device="meta" gives the shapes without the weights.
+        """The model of a Hugging Face folder. device="meta" gives the shapes without the weights;
+        a folder that has none will do.
 
         Raises UserError naming the file and the key or tensor that is missing or not supported.
         """
         config = LlamaConfig.from_dict(checkpoint.read_config(path), f"{path}/config.json")
+        planned = str(device) == "meta" and not checkpoint.has_weights(path)
+        if not planned:  # what a wrong number would build could take hours, or all memory
+            checkpoint.check_layers(path, config.num_hidden_layers)
         with torch.device("meta"):
             model = cls(config).to(dtype)
+        if not planned:
+            checkpoint.checked_files(checkpoint.named_weights(model), path)
         if str(device) == "meta":
             return model
-        checkpoint.checked_files(checkpoint.named_weights(model), path)  # before it takes memory
         model.to_empty(device=device).tie_weights()
         checkpoint.load_weights(model, path)
         return model

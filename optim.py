@@ -15,7 +15,9 @@ SCHEDULES = ("linear", "cosine", "constant")
 def check_settings(cfg, model_config):
     """UserError for settings that no training run can work with, before any data is read."""
     sizes = ("max_length", "batch_tokens", "micro_batch_tokens", "eval_every", "save_every")
-    check_range(cfg, (*sizes, "epochs", "lr", "grad_clip"), ("warmup", "weight_decay", "seed"))
+    sizes = (*sizes, "keep_last", "replicas")
+    shares = ("warmup", "max_skipped", "weight_decay", "seed", "keep_every", "dry_run")
+    check_range(cfg, (*sizes, "epochs", "lr", "grad_clip"), shares)
     check_choice(cfg, schedule=SCHEDULES, dtype=("auto", "float32", "bfloat16"))
     if cfg.warmup > 1:
         raise UserError(f"--warmup is a share of the steps, at most 1, not {cfg.warmup}")
@@ -48,7 +50,10 @@ class AdamW(torch.optim.Optimizer):
             for g in grads  # in chunks: over 10^8 numbers at once torch is off by 1.5% on a CPU
             for chunk in g.view(-1).split(CHUNK[g.device.type])
         ]
-        return sum_over_ranks(torch.stack(norms).double().square().sum()).sqrt().float()
+        total = sum_over_ranks(torch.stack(norms).double().square().sum())
+        mesh = getattr(params[0], "device_mesh", None)  # (shards,), or (replicas, shards)
+        once = mesh.size(-1) / mesh.size() if mesh else 1  # replicas hold the same gradient
+        return (total * once).sqrt().float()
 
     @torch.no_grad()
     def step(self, scale=1.0):

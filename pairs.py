@@ -78,7 +78,8 @@ def wrong_step(record, verdicts):
         return None, "without a valid stepwise verdict"
     if verdict["first_error"] < 0:
         return None, "without a wrong step"
-    return wrong_span(record["text"], verdict["parsed"]), None
+    span = wrong_span(record["text"], verdict["parsed"])
+    return span, None if span else "changed since it was judged"
 
 
 def prefix_of(text, span):

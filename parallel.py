@@ -7,10 +7,14 @@ import contextlib
 import functools
 import hashlib
 import os
+import select
 import signal
 import sys
+import threading
+import time
 import traceback
 from datetime import timedelta
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -21,7 +25,11 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from config import UserError
 
-TIMEOUT = timedelta(minutes=10)  # a collective that waits longer is a bug; torchrun ends the rest
+TIMEOUT = timedelta(minutes=10)  # a collective that waits longer is a bug, of whatever phase
+SILENCE = 20.0  # seconds without a beat, and 5 of the longest gaps so far: this rank hangs
+GRACE = 15.0  # seconds that a signal's answer may take without a beat; torchrun kills after 30
+SAVING = 25.0  # the same while a state is saved on several ranks
+COPY = 0.5  # seconds in which the same signal again is a copy of the first
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -41,11 +49,14 @@ def init(device="auto", timeout=TIMEOUT):
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        # gloo on a GPU machine too: ranks agree on stopping without waiting for their GPUs
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if "RANK" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
         else:  # plain python: a store in memory, no port
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    pulse.training = False
+    beat(watched=False)
     return dist.get_rank(), dist.get_world_size(), device
 
 
@@ -104,7 +115,7 @@ def auto_dtype(name, device):
     return DTYPES[name]
 
 
-def shard(model, device, dtype="auto", recompute=False):
+def shard(model, device, dtype="auto", recompute=False, replicas=1):
     """Spread a model built on the meta device over the ranks; weights are allocated, not filled.
 
     Weights, activations and gradients are in `dtype`; what is updated is an fp32 master always, as
@@ -117,8 +128,16 @@ def shard(model, device, dtype="auto", recompute=False):
 
     With several micro-batches a step, 4 more on every rank, unsharded: see below.
     recompute: keep only each block's input for the backward pass, and run its forward again there.
+    replicas: copies of the model (HSDP), each spread over world / replicas neighbouring ranks, such
+    as those of a node: weights are gathered among these only, gradients averaged over all.
     """
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    world = dist.get_world_size()
+    if replicas < 1 or world % replicas:
+        raise UserError(f"{world} ranks cannot share {replicas} copies of the model evenly")
+    mesh = init_device_mesh(device.type, (world,))
+    if replicas > 1:
+        sizes = replicas, world // replicas
+        mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("replicas", "shards"))
     dtype = auto_dtype(dtype, device)
     model.to(dtype)
     # Gradients are added up in fp32 over ranks and micro-batches, and only their sum is rounded to
@@ -140,47 +159,162 @@ def shard(model, device, dtype="auto", recompute=False):
     return model
 
 
-stop_signals = []  # SIGTERM or SIGINT received; the loop saves and leaves at its next step
+# ---- how a process ends: stop signals, a watchdog, exit codes ------------------------------------
+
+stop_signals = []  # SIGTERM or SIGINT that this rank received
+agreed = []  # one that any rank received, once every rank knows of it
+pulse = SimpleNamespace(beats=0, at=0.0, longest=0.0, watched=False, training=False, signal_at=0)
+
+
+def on_signal(number, frame):
+    """The first signal asks a training loop to stop, and interrupts anything else; the second ends
+    this process at once."""
+    now = time.monotonic()
+    if stop_signals:
+        # A scheduler signals every process, and torchrun hands on the one that it got itself
+        if number == stop_signals[0] and now - pulse.signal_at < COPY:
+            return
+        os._exit(128 + number)
+    stop_signals.append(number)
+    pulse.signal_at = now
+    if pulse.training:
+        os.write(2, b"\nstopping; a second signal ends at once\n")
+    else:
+        raise KeyboardInterrupt
 
 
 def catch_stop_signals():
-    """The first SIGTERM or SIGINT asks for a save at the next step, the second ends at once."""
+    """From here on the first SIGTERM or SIGINT waits until the loop asks `stopping`."""
     stop_signals.clear()
-
-    def on_signal(number, frame):
-        if stop_signals:
-            os._exit(128 + number)
-        stop_signals.append(number)
-        os.write(2, b"\nstopping at the next step; a second signal ends at once\n")
-
+    agreed.clear()
+    pulse.training = True
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
 
 
+def stopping():
+    """Has any rank received a stop signal? All ranks must ask, and get the same answer."""
+    number = torch.tensor(max(stop_signals, default=0))
+    if dist.is_initialized():
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+    if number and not agreed:
+        agreed.append(int(number))
+    return bool(agreed)
+
+
+def beat(watched=None):
+    """Tell the watchdog that this rank goes on. watched: whether silence from here on would be a
+    hang; None = as before. Loading, first steps and saving may take as long as they like."""
+    now = time.monotonic()
+    if pulse.watched:
+        pulse.longest = max(pulse.longest, now - pulse.at)
+    pulse.watched = pulse.watched if watched is None else watched
+    pulse.at, pulse.beats = now, pulse.beats + 1
+
+
+def who():
+    """ "rank 1: " where there are several."""
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    return f"rank {dist.get_rank()}: " if several else ""
+
+
+def patience():
+    """Seconds without a beat after which a process that got a signal is ended."""
+    if not pulse.training:
+        return GRACE
+    if pulse.watched:
+        return max(GRACE, 2 * pulse.longest)
+    return SAVING if who() else float("inf")  # alone it waits for nobody: the save will end
+
+
+def stacks():
+    """Where every thread but this one stands, the main thread first."""
+    main, frames = threading.main_thread().ident, sys._current_frames()
+    frames.pop(threading.get_ident())
+    order = sorted(frames, key=lambda thread: thread != main)
+    return [traceback.format_stack(frames[thread]) for thread in order]
+
+
+def watchdog(wakeups):
+    """Ends this process where the main thread cannot: in a collective, whose other ranks are gone,
+    it runs no signal handler; and when nothing has moved for too long."""
+    silent = waited = 0.0  # seconds since the last beat; since then or the signal
+    beats, received, launcher, last = 0, None, os.getppid(), time.monotonic()
+    while True:
+        if select.select([wakeups], [], [], 0.5)[0]:
+            numbers = os.read(wakeups, 64)
+            if received is None:
+                received = next((n for n in numbers if n in (signal.SIGTERM, signal.SIGINT)), None)
+                waited = 0.0
+        if os.getppid() != launcher and "TORCHELASTIC_RUN_ID" in os.environ:
+            launcher = os.getppid()
+            os.write(2, f"\n{who()}torchrun is gone\n".encode())
+            os.kill(os.getpid(), signal.SIGTERM)
+        now = time.monotonic()
+        passed = min(now - last, 1.0)  # the time in which a process is suspended does not count
+        silent, waited, last = silent + passed, waited + passed, now
+        if pulse.beats != beats:
+            silent, waited, beats = 0.0, 0.0, pulse.beats
+        if received and waited > patience():
+            os.write(2, f"\n{who()}does not react to signal {received}: ended\n".encode())
+            os._exit(128 + received)
+        if pulse.watched and silent > max(SILENCE, 5 * pulse.longest):
+            threads = stacks()
+            if any(tool in line for line in threads[0] for tool in ("bdb.py", "pydevd")):
+                continue  # someone is debugging
+            shown = "\n".join("".join(lines) for lines in threads)
+            os.write(2, f"\n{who()}no progress for {silent:.0f} s; its threads:\n{shown}".encode())
+            os._exit(1)
+
+
+def start_watchdog():
+    """Signals reach it through a pipe that Python's own C handler writes to, whatever the main
+    thread is doing."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=watchdog, args=(reader,), daemon=True).start()
+
+
+def stopped():
+    """End a process that a signal has interrupted."""
+    number = signal.Signals(max(stop_signals, default=signal.SIGINT))
+    print(f"\n{who()}stopped by {number.name}", file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
 def fail():
     """Show rank and traceback of the exception being handled and end this process at once."""
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(0)  # a signal that came in a collective, which broke as others got theirs
+    if stop_signals and not pulse.training:
+        stopped()
     rank = dist.get_rank() if dist.is_initialized() else 0
-    print(f"rank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    print(f"\nrank {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
 @contextlib.contextmanager
 def clean_exit():
-    """Wrap a script's main: errors leave one line (UserError) or rank + traceback, and exit code 1.
+    """Wrap a script's main: errors leave one line (UserError) or rank + traceback, and exit code 1;
+    a signal 128 + its number.
 
     Ends with os._exit after a barrier: interpreter teardown with live process groups sometimes
     aborts, and one failed rank must not leave the others waiting (torchrun then ends them).
     """
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    start_watchdog()
     try:
         yield
+        stopping()  # a barrier, and one exit code for all
     except UserError as e:
         print(f"error: {e}", file=sys.stderr, flush=True)
         os._exit(1)
     except SystemExit:
         raise
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr, flush=True)
-        os._exit(130)
+        stopped()
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os._exit(1)
     except OSError as e:
@@ -191,8 +325,7 @@ def clean_exit():
     except BaseException:
         fail()
     if dist.is_initialized():
-        dist.barrier()
         dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(128 + stop_signals[0] if stop_signals else 0)
+    os._exit(128 + max(agreed + stop_signals) if agreed + stop_signals else 0)

@@ -40,7 +40,11 @@ def read_samples(folder, name):
     """{row id: its line of samples_TASK.jsonl}."""
     fields = {"doc": dict, "prompt_hash": str, "target_hash": str, "metrics": list}
     path = Path(folder) / f"samples_{name}.jsonl"
-    return {sample["doc"]["id"]: sample for _, sample in read_jsonl(path, fields)}
+    found = {}
+    for line, sample in read_jsonl(path, fields):
+        check_fields(sample["doc"], {"id": str}, f"{path}:{line}: doc")
+        found[sample["doc"]["id"]] = sample
+    return found
 
 
 def scorer_of(result):

@@ -1,39 +1,44 @@
-"""The state from which a run goes on after it was stopped or killed.
+"""The state from which a run goes on after it was stopped or killed: fp32 weights, both Adam
+moments, and the step, which also is the data position, as batches are a pure function of it
+(packing.Plan); training draws no other random numbers.
 
-    out/sft/resume/step_00000200/  state-00001.safetensors ...  manifest.json
+    resume.save(out_dir, step, model, optimizer, run, background=True)    each rank its own rows
+    step = resume.load(out_dir, model, optimizer, run)                    on any number of ranks
 
-Tensors are stored whole, so a state does not know how many ranks wrote it and any number can read
-it. A folder is written under a temporary name, flushed to the disk, then renamed: it is there
-complete or not at all. The manifest is written last and holds every file's size and sha256; a state
-that does not match it is passed over for the one before. The data position is the step itself,
-as batches are a pure function of it (packing.Plan), and training draws no other random numbers.
+A state is there complete or not at all (states.py), and one that does not match its manifest is
+passed over for the one before.
 """
 
-import contextlib
 import dataclasses
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 
+import states
 from checkpoint import (
     barrier,
+    check_out_dir,
     copy_rows,
+    held,
     is_main,
     named_weights,
-    sync_folder,
+    span,
     weight_files,
-    write_tensors,
 )
 from config import UserError, read_json
-from jsonl import sha_of_file
-from parallel import on_rank0
+from jsonl import sha_of_file, write_text
+from parallel import on_rank0, print0
+from streams import sync
 
 # Settings that change where and how fast a run goes, not what it computes
 NEUTRAL = (
     *("out_dir", "device", "micro_batch_tokens", "recompute", "eval_every", "save_every"),
+    *("keep_last", "keep_every", "background", "replicas", "dry_run"),
     *("heldout_text", "heldout_chat", "heldout_pairs", "warn_nats", "max_skipped", "token_cache"),
 )
 
@@ -44,12 +49,39 @@ def identity(cfg, files):
     source = Path(cfg.init_from)
     if Path(cfg.out_dir).resolve() == source.resolve():
         raise UserError(f"--out_dir {cfg.out_dir} is --init_from: it would be written over")
-    settings = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in NEUTRAL}
+    settings = settings_of(dataclasses.asdict(cfg))
     weights = sorted(str(file) for file in set(weight_files(source).values()))
     for file in (files := [*files, str(source / "config.json"), str(source / "tokenizer.json")]):
         if not Path(file).is_file():
             raise UserError(f"{file}: no such file")
     return settings | {file: sha_of_file(file) for file in [*files, *weights]}
+
+
+writing = []  # the state that a thread is writing now
+copies = {}  # {name: this rank's rows}: what the thread writes while training goes on
+
+
+def check_space(out_dir, model, steps, keep_last=2, keep_every=0):
+    """UserError unless the disk has room for all states that are there at once, one more that is
+    being written, and the exported model. The model may still be on the meta device."""
+    numbers = sum(p.numel() for p in model.parameters())
+    kept = keep_last + (steps // keep_every if keep_every else 0)
+    needed = (kept + 1) * 12 * numbers + 4 * numbers  # fp32: weight, exp_avg, exp_avg_sq; export
+    on_rank0(check_free, Path(out_dir), needed, f"{kept + 1} states and the model")
+
+
+def check_free(out_dir, needed, what):
+    """UserError if a folder's disk has less free than `needed` bytes; states there count as free,
+    as they make room for the next ones."""
+    for file in out_dir.glob("resume/step_*/*"):
+        needed -= file.stat().st_size
+    place = next(p for p in (out_dir, *out_dir.resolve().parents) if p.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(
+            f"{out_dir}: {what} need {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free;"
+            " keep fewer states or take another out_dir"
+        )
 
 
 def optimizer_state(model, optimizer):
@@ -60,63 +92,96 @@ def optimizer_state(model, optimizer):
             yield f"{moment}.{name}", optimizer.state[p][moment]
 
 
-def save(out_dir, step, model, optimizer, run, keep=2):
+@torch.no_grad()
+def save(
+    out_dir, step, model, optimizer, run, background=False, keep_last=2, keep_every=0
+):  # fmt: skip
     """Write resume/step_N: weights, Adam moments, step, and `run` (the settings and data it belongs
-    to). `step` is also the data position, because batches are a pure function of it. Older states
-    beyond `keep` are removed afterwards. All ranks must call it."""
-    folder = Path(out_dir) / "resume" / f"step_{step:08d}"
-    tmp = folder.with_suffix(".tmp")
-    if is_main():
-        shutil.rmtree(tmp, ignore_errors=True)
-        tmp.mkdir(parents=True)
-    barrier()
-    write_tensors(tmp, "state", optimizer_state(model, optimizer))
-    if is_main():
-        sync_folder(tmp)
-        files = {
-            p.name: {"bytes": p.stat().st_size, "sha256": sha_of_file(p)} for p in tmp.iterdir()
-        }
-        manifest = {"step": step, "run": run, "files": files}
-        (tmp / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        sync_folder(tmp)
-        shutil.rmtree(folder, ignore_errors=True)
-        tmp.rename(folder)
-        sync_folder(folder.parent)
-        states = sorted(folder.parent.glob("step_????????"))
-        old = [state for state in states if state <= folder][:-keep]
-        damaged = [state for state in states if state > folder]  # newer, and yet passed over
-        for state in old + damaged:
-            shutil.rmtree(state)
-    barrier()
+    to). A good state of this step that is there already is left as it is.
+
+    background: copy this rank's rows and return; a thread writes them. Its error is raised by
+    wait(), which every save and finish begins with. Of the states before, the newest keep_last
+    stay, and those of each keep_every-th step. All ranks must call it.
+    """
+    wait()
+    folder = states.folder_of(out_dir, step)
+    if is_good(folder, run):
+        return
+    on_rank0(states.prepare, folder)
+    tensors = dict(optimizer_state(model, optimizer))
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    rows = {name: span(t, writer=True) for name, t in tensors.items()}
+    mine = map(held, tensors.values(), (end - begin for begin, end in rows.values()))
+    place = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    job = (folder, step, run, shapes, rows)
+    if background:
+        pool = ThreadPoolExecutor(1)
+        values = copied(tensors, mine)
+        writing.append(pool.submit(states.write, *job, values, *place, keep_last, keep_every))
+        pool.shutdown(wait=False)
+    else:
+        values = map(torch.Tensor.cpu, mine)
+        states.write(*job, values, *place, keep_last, keep_every)
+        barrier()
 
 
-def damage(folder):
-    """What is wrong with a state, or None: every file against the manifest's size and sha256."""
-    if not (folder / "manifest.json").exists():
-        return "manifest.json is missing"
-    try:
-        manifest = read_json(folder / "manifest.json")
-        files, step = manifest["files"], manifest["step"]
-    except (UserError, KeyError):
-        return "manifest.json is torn"
-    if folder.name != f"step_{step:0>8}":
-        return f"manifest.json is of step {step}"
-    for name, want in files.items():
-        file = folder / name
-        if not file.exists() or file.stat().st_size != want["bytes"]:
-            return f"{name} is missing or cut short"
-        if sha_of_file(file) != want["sha256"]:
-            return f"{name} has changed since it was written (sha256)"
-    return None
+def copied(names, mine):
+    """The rows of these names in memory that one save leaves to the next, as new pages are slow."""
+    for name in names:
+        rows = next(mine)
+        if name not in copies or copies[name].shape != rows.shape:
+            copies[name] = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=rows.is_cuda)
+        copies[name].copy_(rows, non_blocking=True)
+        del rows
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return [copies[name] for name in names]
+
+
+def wait():
+    """Until the state that is being written in the background is complete; its error is raised."""
+    while writing:
+        writing.pop().result()
+
+
+def gathered(value):
+    """[value of each rank], on every rank."""
+    values = [value]
+    if dist.is_initialized():
+        dist.all_gather_object(values := [None] * dist.get_world_size(), value)
+    return values
+
+
+def checked(folder):
+    """(manifest, None) of a good state, or (None, what is wrong with it), on every rank; each reads
+    another share of the files."""
+    content, problem = on_rank0(states.opened, folder)
+    if problem:
+        return None, problem
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    names = sorted(content["files"])[rank::world]
+    mine = next(filter(None, (states.damage(folder, name, content) for name in names)), None)
+    problem = next(filter(None, gathered(mine)), None)
+    return (None, problem) if problem else (content, None)
+
+
+def is_good(folder, run):
+    """Is there an undamaged state? UserError if it is another run's."""
+    if not on_rank0(folder.exists):
+        return False
+    content, problem = checked(folder)
+    if content:
+        check_same_run(folder.parent.parent, run, content["run"])
+    return problem is None
 
 
 def newest_good(out_dir):
     """The newest undamaged state and its manifest, or (None, None); says what it passed over."""
-    for folder in sorted((Path(out_dir) / "resume").glob("step_????????"), reverse=True):
-        problem = damage(folder)
+    for folder in on_rank0(states.listed, out_dir):
+        content, problem = checked(folder)
         if problem is None:
-            return folder, read_json(folder / "manifest.json")
-        print(f"{folder}: {problem}; going back to the state before it", flush=True)
+            return folder, content
+        print0(f"{folder}: {problem}; going back to the state before it")
     return None, None
 
 
@@ -130,52 +195,78 @@ def check_same_run(out_dir, run, stored):
         )
 
 
-def newest_of_run(out_dir, run):
-    """newest_good(out_dir), after its settings agreed with run's."""
-    folder, manifest = newest_good(out_dir)
-    if folder:
-        check_same_run(out_dir, run, manifest["run"])
-    return folder, manifest
+def check_same_model(folder, content, tensors):
+    """UserError unless a state holds exactly these tensors."""
+    stored = {name: tuple(tensor["shape"]) for name, tensor in content["tensors"].items()}
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
+    for name in sorted(stored.keys() | shapes.keys()):
+        if stored.get(name) != shapes.get(name):
+            was, now = stored.get(name, "not there"), shapes.get(name, "not there")
+            raise UserError(f"{folder}: of another model: {name} was {was}, is {now}")
 
 
 @torch.no_grad()
 def load(out_dir, model, optimizer, run):
-    """Load the newest good state of this run, on any number of ranks. Its step, 0 if none."""
-    folder, manifest = on_rank0(newest_of_run, out_dir, run)
+    """Load the newest good state of this run, on any number of ranks: each reads the rows it holds.
+    Its step, 0 if there is none."""
+    folder, content = newest_good(out_dir)
     if not folder:
         return 0
-    for group in optimizer.param_groups:
-        group["step"] = manifest["step"]
     tensors = dict(optimizer_state(model, optimizer))
-    for file in sorted(manifest["files"]):
-        with safe_open(folder / file, framework="pt") as f:
-            for name in f.keys():
-                copy_rows(tensors[name], f.get_slice(name))
-    return manifest["step"]
+    check_same_run(out_dir, run, content["run"])
+    check_same_model(folder, content, tensors)
+    for group in optimizer.param_groups:
+        group["step"] = content["step"]
+    for file in sorted(content["files"]):
+        spans = {name: content["tensors"][name]["rows"].get(file, (0, 0)) for name in tensors}
+        spans = {name: rows for name, rows in spans.items() if overlap(span(tensors[name]), rows)}
+        if spans:
+            with safe_open(folder / file, framework="pt") as f:
+                for name, (begin, end) in spans.items():
+                    copy_rows(tensors[name], f.get_slice(name), begin, end - begin)
+    return content["step"]
+
+
+def overlap(rows, others):
+    return max(rows[0], others[0]) < min(rows[1], others[1])
 
 
 def is_done(out_dir, run):
-    done = Path(out_dir) / "done.json"
+    out, done = Path(out_dir), Path(out_dir) / "done.json"
     if done.exists():
-        check_same_run(out_dir, run, read_json(done)["run"])
+        check_same_run(out, run, read_json(done)["run"])
         return True
-    for file in (Path(out_dir) / "resume").glob("step_????????/manifest.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # torn: load passes it over
-            check_same_run(out_dir, run, json.loads(file.read_text())["run"])
+    for folder in states.listed(out):
+        content, _ = states.opened(folder)  # a torn one: load passes it over
+        if content:
+            check_same_run(out, run, content["run"])
+    check_out_dir(out)
+    if [*out.glob("model*.safetensors")]:  # exported, and killed before done.json
+        if not (out / "run.json").exists():
+            raise UserError(f"{out}: a model that no run wrote here; take another out_dir")
+        settings = read_json(out / "run.json")
+        check_same_run(out, {k: v for k, v in run.items() if k in settings}, settings_of(settings))
     return False
 
 
+def settings_of(values):
+    return {k: v for k, v in values.items() if k not in NEUTRAL}
+
+
 def finished(out_dir, run):
-    """Has this very run ended in out_dir? UserError if the folder holds another one, ended or not:
-    at once, before anything is loaded or written."""
+    """Has this very run ended in out_dir? UserError if the folder holds another one, ended or not,
+    or a model that no run wrote: at once, before anything is loaded or written."""
     return on_rank0(is_done, out_dir, run)
 
 
-def finish(out_dir, run):
-    """Mark the run as ended and drop its resume states: the model itself stands in out_dir."""
+def finish(out_dir, run, keep_every=0):
+    """Mark the run as ended and drop its states but those of each keep_every-th step: the model
+    itself stands in out_dir."""
+    wait()
+    copies.clear()
+    barrier()
     if is_main():
-        done = Path(out_dir) / "done.json"
-        done.with_suffix(".tmp").write_text(json.dumps({"run": run}, indent=1) + "\n")
-        done.with_suffix(".tmp").rename(done)
-        shutil.rmtree(Path(out_dir) / "resume", ignore_errors=True)
+        write_text(Path(out_dir) / "done.json", json.dumps({"run": run}, indent=1) + "\n")
+        sync(Path(out_dir) / "done.json", out_dir)
+        states.drop(out_dir, keep_every)
     barrier()

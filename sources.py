@@ -19,8 +19,8 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from config import UserError
-from jsonl import finite, read_jsonl, unique
+from config import UserError, unique
+from jsonl import finite, read_jsonl
 
 OPENERS = {b"BZh": bz2.open, b"\xfd7zXZ": lzma.open, b"\x1f\x8b": gzip.open}
 UNPACKED_CAP = 512 * 2**20  # bytes that a compressed file may unfold to
@@ -108,7 +108,7 @@ def read_text(path, encoding="utf-8"):
         with opener(path, "rb") as file:
             raw = file.read(UNPACKED_CAP + 1)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:
-        raise UserError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+        raise UserError(f"{path}: {(getattr(e, 'strerror', None) or str(e)).lower()}") from None
     if len(raw) > UNPACKED_CAP:
         raise UserError(f"{path}: unpacks to more than {UNPACKED_CAP >> 20} MB")
     try:

@@ -38,7 +38,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import UserError, check_choice, check_range, parse, read_json
-from jsonl import LINE_CAP, notice, open_lines, parse_line, sha, sha_of_file, torn
+from jsonl import LINE_CAP, ends_torn, notice, open_lines, parse_line, sha, sha_of_file, torn
 from kinds import KINDS, SEQUENCES
 from tokenizer import Tokenizer
 
@@ -350,6 +350,10 @@ def main(words):
     check_range(cfg, (), ("workers",))
     tokenizer = Tokenizer(cfg.tokenizer)
     tokens = tokenise(cfg.kind, path, tokenizer, cfg.token_cache, cfg.workers or None)
+    if not len(tokens.lines):
+        raise UserError(f"{path}: holds no rows")
+    if ends_torn(path):
+        notice(f"{path}: incomplete last line, left out: was its writer stopped?")
     print(f"{path}: {len(tokens.lines):,} rows, {len(tokens.ids):,} tokens in {cfg.token_cache}")
 
 

@@ -61,11 +61,18 @@ def optional_json(path):
 
 def chat_template(folder):
     """The folder's Jinja template as a string, "" without one. Read, never run."""
-    if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    found = optional_json(folder / "tokenizer_config.json").get("chat_template") or ""
+    if (path := folder / "chat_template.jinja").exists():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"{path}: cannot be read: {e}") from None
+    path = folder / "tokenizer_config.json"
+    found = optional_json(path).get("chat_template") or ""
     if isinstance(found, list):  # older form: [{"name", "template"}]
-        found = next((t["template"] for t in found if t.get("name") == "default"), "")
+        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+        found = named.get("default", "" if len(named) == len(found) else None)
+    if not isinstance(found, str):
+        raise UserError(f"{path}: chat_template: must be text, or a list of name and template")
     return found
 
 

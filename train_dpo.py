@@ -20,12 +20,13 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import dry_run
 import parallel
 import resume
 from checkpoint import load_weights, save_pretrained
 from config import UserError, check_choice, check_range, parse
 from data import load_pairs
-from metrics import Metrics, describe_run, plot_metrics
+from metrics import Metrics, describe_run, is_finite, plot_metrics
 from model import Llama
 from optim import build_optimizer, check_settings, lr_at
 from packing import IGNORE, Plan, micro_batches
@@ -60,11 +61,19 @@ class Config:
     warn_nats: float = 20.0  # say so when chosen replies have lost this much log-prob
     dtype: str = "auto"  # of the forward pass; master weights are fp32 always
     recompute: bool = False  # recompute activations in the backward pass: less memory, slower
+    replicas: int = 1  # copies of the model, each over world / replicas ranks (HSDP)
     device: str = "auto"  # cpu or cuda
     eval_every: int = 50  # steps between held-out losses
     save_every: int = 500  # steps between states to resume from
+    keep_last: int = 2  # newest states that stay
+    keep_every: int = 0  # states of each so many-th step stay for good; 0 = none
+    background: bool = (
+        False  # write states while training goes on: a copy more of weights + moments
+    )
     max_skipped: float = 0.05  # share of unusable rows above which the run does not start
+    max_bad_steps: int = 3  # steps in a row without a finite loss and gradient that end the run
     seed: int = 0  # order of the pairs
+    dry_run: int = 0  # ranks to plan for: prints memory, steps and time, and ends
 
 
 def dpo_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta):
@@ -136,9 +145,12 @@ def heldout_values(model, plan, families, reference, cfg, rank, world, device):
         for batch in micro_batches(
             plan, families, step, rank, world, cfg.micro_batch_tokens, range(len(families))
         ):
+            if parallel.stopping():
+                return {}
             batch = batch.to(device)
             losses, shown = step_sums(model, batch, reference, cfg)
             total += torch.cat([step_counts(batch), losses, shown])
+            parallel.beat(watched=True)
     total = sum_over_ranks(total)
     if not total[0]:
         return {}
@@ -169,14 +181,17 @@ def check_values(step, values, cfg, device):
             )
     drop = -values["rewards/chosen"] / cfg.beta  # nats of a whole reply
     if drop > cfg.warn_nats:
+        values["fading"] = True
         print0(
             f"\nwarning: step {step}: chosen replies lost {drop:.1f} nats; raise nll_coef or beta"
         )
 
 
 def main(cfg):
-    check_range(cfg, ("beta", "warn_nats"), ("nll_coef",))
+    check_range(cfg, ("max_bad_steps", "beta", "warn_nats"), ("nll_coef",))
     check_choice(cfg, loss=("sigmoid", "ipo"), nll_norm=("tokens", "sequence"))
+    if cfg.dry_run:
+        return dry_run.show(cfg, common_gradient=False)
     rank, world, device = parallel.init(cfg.device)
     model = Llama.from_pretrained(cfg.init_from, "meta")  # shapes only, until shard
     check_settings(cfg, model.config)
@@ -199,13 +214,15 @@ def main(cfg):
     if cfg.length_norm and cfg.loss == "sigmoid" and cfg.beta < 1:
         print0(f"note: beta {cfg.beta} is small for length-normalised log-probs; 2 to 10 is usual")
 
-    model = parallel.shard(model, device, cfg.dtype, cfg.recompute)
+    resume.check_space(cfg.out_dir, model, plan.steps, cfg.keep_last, cfg.keep_every)
+    model = parallel.shard(model, device, cfg.dtype, cfg.recompute, cfg.replicas)
     load_weights(model, cfg.init_from)
     optimizer = build_optimizer(model, cfg.lr, cfg.weight_decay)
     # Before resume.load, while the model still is the reference
     reference = reference_logps(model, families, cfg, run, device)  # (number of pairs, 2)
     held += (reference_logps(model, held[1], cfg, run, device) if held[1] else None,)
     start = resume.load(cfg.out_dir, model, optimizer, run)
+    keep = {"keep_last": cfg.keep_last, "keep_every": cfg.keep_every}
     log = Metrics(cfg.out_dir, start, device, model.config)
     print0(f"{cfg.out_dir}: step {start} of {plan.steps}, rows {plan.fill:.1%} full, {world} ranks")
 
@@ -219,48 +236,58 @@ def main(cfg):
         # Every rank divides by the targets of all ranks and micro-batches, known before the first
         # backward: uneven micro-batches then add up to exactly one big batch.
         counts = sum(step_counts(batch) for batch in micro)  # (2,)
-        stop = torch.tensor([len(parallel.stop_signals)], device=device)
-        pairs, chosen_tokens, stop = sum_over_ranks(torch.cat([counts, stop]))
-        if stop:
-            if step > start:
-                resume.save(cfg.out_dir, step, model, optimizer, run)
-            return print0(f"\nstopped before step {step}; the same command goes on from here")
-
+        pairs, chosen_tokens = sum_over_ranks(counts)
         means = torch.stack([pairs, pairs if cfg.nll_norm == "sequence" else chosen_tokens])
         weights = torch.tensor([1.0, cfg.nll_coef], device=device) / means  # of preference and NLL
         total = torch.zeros(2 + len(SHOWN), dtype=torch.float64, device=device)
         for i, batch in enumerate(micro):
+            parallel.beat(watched=step > start + 1)  # a hang is told from what a step took so far
+            if parallel.stopping():  # on any rank, so on all of them
+                break
             model.set_requires_gradient_sync(i == len(micro) - 1)  # reduce gradients once per step
             losses, shown = step_sums(model, batch, reference, cfg)
             ((losses * weights).sum() * world).backward()  # FSDP averages over the ranks
             total += torch.cat([losses.detach(), shown])
+        if parallel.stopping():  # in the last one, too: what they have added up is dropped
+            parallel.beat(watched=False)
+            if step > start and step % cfg.save_every:
+                resume.save(cfg.out_dir, step, model, optimizer, run, **keep)
+            resume.wait()
+            return print0(f"\nstopped before step {step}; the same command goes on from here")
+
         grad_norm = optimizer.grad_norm()  # of all ranks; clipping is part of the update
-        if not grad_norm.isfinite():
-            raise UserError(f"step {step}: the gradient is {grad_norm.item()}; lower --lr")
+        values = step_values(sum_over_ranks(total), pairs, means, cfg)
+        values["grad_norm"] = grad_norm.item()
+        check_values(step, values, cfg, device)
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, plan.steps, cfg.lr, cfg.warmup, cfg.schedule)
-        optimizer.step(scale=(cfg.grad_clip / grad_norm).clamp(max=1))
+            group["step"] = step  # counts updates that are left out, too: as after a resume
+        if is_finite(values):
+            optimizer.step(scale=(cfg.grad_clip / grad_norm).clamp(max=1))
         optimizer.zero_grad()
 
         last = step + 1 == plan.steps
         log.count(families[i] for packed in plan.rows(step) for i in packed)
-        values = step_values(sum_over_ranks(total), pairs, means, cfg)
-        check_values(step, values, cfg, device)
-        values["grad_norm"] = grad_norm.item()
         if (step + 1) % cfg.eval_every == 0 or last:
+            parallel.beat(watched=step - cfg.eval_every >= start)
             values |= heldout_values(model, *held, cfg, rank, world, device)
+            if parallel.agreed:
+                resume.wait()
+                return print0(f"\nstopped while step {step} was measured; the same command goes on "
+                              "from the last state")  # fmt: skip
         row = log.log(step, **values, lr=group["lr"])
-        bar.set_postfix(
-            loss=f"{row['loss']:.3f}", tok_s=f"{row['tokens_per_second']:.0f}", refresh=False
-        )
+        log.check_bad_steps(cfg.max_bad_steps)
+        bar.set_postfix(log.shown(row), refresh=False)
         if (step + 1) % cfg.save_every == 0 and not last:
-            resume.save(cfg.out_dir, step + 1, model, optimizer, run)
+            parallel.beat(watched=False)
+            resume.save(cfg.out_dir, step + 1, model, optimizer, run, cfg.background, **keep)
 
+    parallel.beat(watched=False)
     save_pretrained(model, cfg.out_dir, cfg.init_from)
-    resume.finish(cfg.out_dir, run)
+    resume.finish(cfg.out_dir, run, cfg.keep_every)
     if rank == 0:
         plot_metrics(cfg.out_dir)
-    print0(f"{cfg.out_dir}: done")
+    print0(f"{cfg.out_dir}: done; lowest held-out loss: {log.best() or 'not measured'}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
+import errno
 import hashlib
 import json
 import struct
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import write_checkpoint
 
 import checkpoint
+import streams
 from checkpoint import INDEX, load_weights, save_pretrained
 from config import UserError
 from model import Llama
@@ -224,36 +228,131 @@ def test_an_export_over_shards_leaves_none_of_them(source, tmp_path, monkeypatch
     assert equal(Llama.from_pretrained(out), model)
 
 
-def test_an_export_that_breaks_off_leaves_the_old_folder_as_it_was(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize("owner, name", [(checkpoint, "stream"), (checkpoint, "sync"),
+                                         (Path, "write_text"), (Path, "mkdir")])  # fmt: skip
+def test_an_export_that_breaks_off_leaves_the_old_folder_as_it_was(
+    source, tmp_path, monkeypatch, owner, name
+):
     out = tmp_path / "out"
     model = Llama.from_pretrained(source)
     save_pretrained(model, out, source)
-    before = {p.name: hashlib.sha256(p.read_bytes()).digest() for p in out.iterdir()}
-    write = checkpoint.write_shard
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    write = getattr(owner, name)
 
-    def full_disk(folder, *args):
-        write(folder, *args)
-        raise OSError("No space left on device")
+    def full_disk(*args, **named):
+        write(*args, **named)
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_shard", full_disk)
-    with pytest.raises(OSError):
+    monkeypatch.setattr(owner, name, full_disk)
+    with pytest.raises(UserError) as e:
         save_pretrained(model, out, source)
-    after = {p.name: hashlib.sha256(p.read_bytes()).digest() for p in out.iterdir() if p.is_file()}
-    assert after == before
+    assert str(e.value).startswith(f"{out / 'model.tmp'}: No space left on device")
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+    assert not (out / "model.tmp").exists() or name == "mkdir"
     monkeypatch.undo()
     save_pretrained(model, out, source)  # and what lies about does not disturb the next one
     assert {p.name for p in out.iterdir()} == set(before)
 
 
-def test_no_more_than_one_shard_is_held_while_writing(source, tmp_path, monkeypatch):
-    """Tensors come one at a time: a file is on the disk before the next tensor is gathered."""
-    events, whole, write = [], checkpoint.whole, checkpoint.write_shard
-    monkeypatch.setattr(checkpoint, "whole", lambda t: events.append("gather") or whole(t))
-    monkeypatch.setattr(
-        checkpoint, "write_shard", lambda *a: events.append("write") or write(*a)
-    )  # fmt: skip
-    sharded(source, tmp_path / "out", monkeypatch, size=1)
-    assert "gather gather gather" not in " ".join(events)
+def test_no_more_than_one_tensor_is_held_while_writing(source, tmp_path, monkeypatch):
+    """A tensor is gone before the next one is gathered."""
+    alive, most, whole = [], [], checkpoint.whole
+
+    def counted(tensor):
+        most.append(sum(ref() is not None for ref in alive))
+        full = whole(tensor).clone()
+        alive.append(weakref.ref(full))
+        return full
+
+    monkeypatch.setattr(checkpoint, "whole", counted)
+    save_pretrained(Llama.from_pretrained(source), tmp_path / "out", source)
+    assert len(most) > 20 and max(most) == 0
+
+
+@pytest.mark.parametrize("new", [None, 20_000])
+@pytest.mark.parametrize("old", [None, 20_000, "twice"])
+def test_the_folder_holds_one_whole_model_at_every_moment(source, tmp_path, monkeypatch, old, new):
+    """Single files over shards and back, shards over shards: before each call that moves or deletes
+    a file, ours and transformers load the model before or the new one, never a mixture."""
+    from transformers import LlamaForCausalLM
+
+    out, model = tmp_path / "out", Llama.from_pretrained(source)
+    for _ in range(2 if old == "twice" else 1):  # the second time under the other names
+        monkeypatch.setattr(checkpoint, "SHARD_BYTES", 20_000 if old else 2**32)
+        save_pretrained(model, out, source)
+    monkeypatch.setattr(checkpoint, "SHARD_BYTES", new or 2**32)
+    after = Llama.from_pretrained(source)
+    with torch.no_grad():
+        for p in after.parameters():
+            p.add_(1)
+    seen = []
+
+    def watched(name):
+        real = getattr(Path, name)
+
+        def call(path, *args, **named):
+            ours = Llama.from_pretrained(out)
+            theirs = LlamaForCausalLM.from_pretrained(out)
+            for found in (dict(ours.named_parameters()), dict(theirs.named_parameters())):
+                assert any(
+                    all(torch.equal(found[name], p) for name, p in m.named_parameters())
+                    for m in (model, after)
+                )
+            seen.append(name)
+            return real(path, *args, **named)
+
+        monkeypatch.setattr(Path, name, call)
+
+    for name in ("rename", "unlink"):
+        watched(name)
+    save_pretrained(after, out, source)
+    assert len(seen) >= 5 and equal(Llama.from_pretrained(out), after)
+    assert {"model.safetensors"} == {p.name for p in out.glob("model*")} or new
+    shards = {p.name for p in out.glob("model*.safetensors")}
+    assert shards == set(map(lambda f: f.name, checkpoint.weight_files(out).values()))
+
+
+@pytest.mark.parametrize("left", ["all", "config.json", "model.safetensors", "adapter"])
+def test_a_model_that_no_run_wrote_is_not_written_over(source, tmp_path, left):
+    out = write_checkpoint(tmp_path / "out", seed=1)
+    if left == "adapter":
+        (out / "model.safetensors").rename(out / "adapter_model.safetensors")
+        (out / "config.json").unlink()
+    elif left != "all":
+        (out / {"config.json": "model.safetensors"}.get(left, "config.json")).unlink()
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    model = Llama.from_pretrained(source)
+    for write in (checkpoint.check_out_dir, lambda out: save_pretrained(model, out, source)):
+        with pytest.raises(UserError, match="a model that no run wrote here"):
+            write(out)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_log_probs_of_a_reference_are_no_model(source, tmp_path):
+    save_file({"logps": torch.ones(3, 2)}, tmp_path / "reference-0123.safetensors")
+    save_pretrained(Llama.from_pretrained(source), tmp_path, source)
+    checkpoint.check_out_dir(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("block", [4096, 2**24])
+def test_a_stream_is_what_safetensors_reads(tmp_path, monkeypatch, dtype, block):
+    tensors = {"b": torch.randn(5, 3), "a": torch.randn(7), "none": torch.zeros(0, 4),
+               "turned": torch.randn(99, 60).T, "\u00e9\"": torch.randn(1)}  # fmt: skip
+    tensors = {name: t.to(dtype) for name, t in tensors.items()}
+    file = tmp_path / "x.safetensors"
+    monkeypatch.setattr(streams, "BLOCK_BYTES", block)
+    specs = {name: (dtype, t.shape) for name, t in tensors.items()}
+    note = checkpoint.stream(file, specs, iter(tensors.values()), {"key": "value"})
+    raw = file.read_bytes()
+    assert note == {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    assert (8 + struct.unpack("<Q", raw[:8])[0]) % 8 == 0
+    got = load_file(file)
+    assert got.keys() == tensors.keys() and all(torch.equal(got[k], tensors[k]) for k in got)
+    with checkpoint.safe_open(file, framework="pt") as f:
+        assert f.metadata() == {"format": "pt", "key": "value"}
+    with pytest.raises(ValueError, match="announced as"):
+        checkpoint.stream(file, {"a": (dtype, (8,))}, [torch.ones(7, dtype=dtype)])
 
 
 def test_rows_are_split_over_ranks_that_do_not_divide_them(tmp_path):

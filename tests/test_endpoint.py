@@ -113,6 +113,11 @@ def test_a_run_that_is_left_does_not_wait_for_its_requests(monkeypatch):
     assert not still_there
 
 
+def test_what_a_server_says_stands_in_one_line():
+    assert endpoint.one_line("out of\r\n memory \x1b[1m\x80") == "out of memory ?[1m?"
+    assert len(endpoint.one_line("a" * 5000)) == 300
+
+
 def test_a_slow_judge_is_given_up_after_the_timeout(out):
     def slow(number, body, good):
         time.sleep(0.3 if number == 0 else 0)

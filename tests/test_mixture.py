@@ -203,6 +203,7 @@ def test_other_bad_mixtures(files, tmp_path):
         ([[web, chats]], {}, "share: chats has none"),
         ([[web | {"share": 0.5}] * 2], {}, "a name is there twice"),
         ([{"sources": [web], "total": 0}], {}, "total: must be above 0, not 0"),
+        ([{"sources": [web], "total": float("inf")}], {}, "total: must be above 0, not inf"),
         ([{"sources": [chats], "total": 9}], {}, "total: needs shares"),
         ([{"sources": ["web"]}], {}, r"sources\[0\]: must be an object, not a string"),
         ([{"total": 3}], {}, "sources: missing"),

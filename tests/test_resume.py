@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from tiny import sentences, write_rows
 
 import parallel
 import resume
+import states
 from config import UserError
 
 
@@ -41,7 +43,7 @@ def whole(data, tmp_path_factory):
     return found
 
 
-def states(out):
+def states_of(out):
     return sorted(p.name for p in (out / "resume").iterdir())
 
 
@@ -57,7 +59,7 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(stage, how, data, wh
         run(stage, data, tmp_path, **{how: step}, **long(stage, data))
         assert not (tmp_path / "model.safetensors").exists()
     # a signal is answered by a state at the next step; after a crash the last regular one is left
-    assert states(tmp_path)[-1] == f"step_{8 if how == 'stop_at' else 6:08d}"
+    assert states_of(tmp_path)[-1] == f"step_{8 if how == 'stop_at' else 6:08d}"
     again = run(stage, data, tmp_path, **long(stage, data))
     assert [row["step"] for row in again] == list(range(len(rows)))  # no holes, no doubles
     assert series(again) == series(rows)
@@ -67,18 +69,36 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(stage, how, data, wh
     assert not (tmp_path / "resume").exists()  # dropped when the model itself is there
 
 
-def test_a_run_saved_on_one_rank_goes_on_on_two_and_back(data, whole, tmp_path):
-    two = tmp_path / "two"
-    jobs = [{"stage": "sft", "data": data, "out": two, "stop_at": 4, **long("sft", data)}]
+def test_a_run_goes_on_on_one_two_and_four_ranks_as_on_one(data, whole, tmp_path):
+    """Stopped on one, on two, ended on four; and from two and from four back to one. 385 rows of
+    vocabulary: 193 + 192, and 97 + 97 + 97 + 94."""
+
+    def job(stage, out, **how):
+        return {"stage": stage, "data": data, "out": tmp_path / out, **how, **long(stage, data)}
+
     for stage in STAGES:
-        run(stage, data, tmp_path / stage, stop_at=4, **long(stage, data))
-        jobs.append({"stage": stage, "data": data, "out": tmp_path / stage, **long(stage, data)})
-    said = torchrun(2, tmp_path, jobs)
-    assert said.count("step 5 of") == 3 and said.count("2 ranks") == 4
-    assert states(two)[-1] == "step_00000005"  # the signal met one rank, both stopped for it
-    run("sft", data, two, **long("sft", data))
-    for stage, out in [*((stage, tmp_path / stage) for stage in STAGES), ("sft", two)]:
-        (rows, _), again = whole[stage], resume_rows(out)
+        run(stage, data, tmp_path / stage, stop_at=2, **long(stage, data))
+    said = torchrun(2, tmp_path, [*(job(stage, stage, stop_at=4) for stage in STAGES),
+                                  job("sft", "two", stop_at=4),
+                                  job("dpo", "cut", stop_at=4), job("dpo", "cut"),
+                                  job("dpo", "uncut")])  # fmt: skip
+    assert said.count("step 3 of") == 3 and said.count("2 ranks") == 7
+    assert states_of(tmp_path / "two")[-1] == "step_00000005"  # the signal met one, both stopped
+    # On as many ranks as before nothing changes at all
+    assert weights(tmp_path / "cut") == weights(tmp_path / "uncut")
+    assert series(resume_rows(tmp_path / "cut")) == series(resume_rows(tmp_path / "uncut"))
+    said = torchrun(4, tmp_path, [job("sft", "four", stop_at=4),
+                                  *(job(stage, stage) for stage in STAGES)])  # fmt: skip
+    assert said.count("step 5 of") == 3 and said.count("4 ranks") == 4
+    newest = tmp_path / "four" / "resume" / "step_00000005"
+    embeddings = [load_file(file)["weight.model.embed_tokens.weight"]
+                  for file in sorted(newest.glob("*.safetensors"))]  # fmt: skip
+    assert [len(rows) for rows in embeddings] == [97, 97, 97, 94]
+    for out in ("two", "four"):
+        run("sft", data, tmp_path / out, **long("sft", data))
+    runs = [*((s, s) for s in STAGES), ("sft", "two"), ("sft", "four"), ("dpo", "cut")]
+    for stage, out in runs:
+        (rows, _), again = whole[stage], resume_rows(tmp_path / out)
         assert [row["step"] for row in again] == [row["step"] for row in rows]
         for row, want in zip(again, rows, strict=True):
             for name in ("loss", "grad_norm", "lr"):
@@ -92,7 +112,7 @@ def test_bf16_runs_resume_with_the_bits_that_their_weights_lack(data, tmp_path):
     want = run("sft", data, tmp_path / "whole", **values)
     for out in ("one", "two"):
         run("sft", data, tmp_path / out, stop_at=4, **values)
-    file = tmp_path / "two" / "resume" / "step_00000005" / "state-00001.safetensors"
+    file = tmp_path / "two" / "resume" / "step_00000005" / "state-00001-of-00001.safetensors"
     state = {name: t for name, t in load_file(file).items() if name.startswith("weight.")}
     assert all(t.dtype == torch.float32 and (t != t.bfloat16()).any() for t in state.values())
     again = run("sft", data, tmp_path / "one", **values)
@@ -110,7 +130,7 @@ def test_a_rank_that_fails_names_itself_and_takes_the_others_with_it(data, whole
     job = {"stage": "sft", "data": data, "out": out, **long("sft", data)}
     said = torchrun(2, tmp_path, [job | {"fail_at": 4}], code=1)
     assert "rank 1 failed:" in said and "RuntimeError: a bug on one rank" in said
-    assert states(out) == ["step_00000003"]
+    assert states_of(out) == ["step_00000003"]
     run("sft", data, out, **long("sft", data))
     assert len(resume_rows(out)) == len(whole["sft"][0])
 
@@ -184,7 +204,7 @@ def change_the_step(folder):
 
 
 DAMAGE = {
-    "manifest.json is of step 7": change_the_step,
+    "manifest.json: is of step 7": change_the_step,
     "cut short": cut,
     "has changed": flip_a_bit,
     "manifest.json is missing": lambda folder: (folder / "manifest.json").unlink(),
@@ -196,7 +216,7 @@ DAMAGE = {
 @pytest.mark.parametrize("said", DAMAGE)
 def test_a_damaged_state_is_passed_over_for_the_one_before(said, data, whole, tmp_path, capsys):
     run("sft", data, tmp_path, crash_at=7, **long("sft", data))
-    assert states(tmp_path) == ["step_00000003", "step_00000006"]
+    assert states_of(tmp_path) == ["step_00000003", "step_00000006"]
     DAMAGE[said](tmp_path / "resume" / "step_00000006")
     (tmp_path / "resume" / "step_00000009.tmp").mkdir()  # broken off while it was written
     capsys.readouterr()
@@ -221,33 +241,67 @@ def test_a_state_behind_damaged_newer_ones_is_kept_and_they_go(data, tmp_path):
     for folder in (tmp_path / "resume").iterdir():
         cut(folder)
     run("sft", data, tmp_path, stop_at=1, **long("sft", data))
-    assert states(tmp_path) == ["step_00000002"]
+    assert states_of(tmp_path) == ["step_00000002"]
     assert resume.newest_good(tmp_path)[1]["step"] == 2
 
 
-@pytest.mark.parametrize("at", ["write_tensors", "sync_folder", "sha_of_file"])
-def test_a_save_that_breaks_off_leaves_the_states_before_it(at, data, whole, tmp_path, monkeypatch):
-    """Whatever moment the disk fills up or the power goes: step 3 is still there and used."""
-    real, calls = getattr(resume, at), []
+PHASES = {"before the header": (states, "stream"), "after the tensors": (states, "write_part"),
+          "while waiting": (states, "await_parts"), "before the manifest": (states, "flaw"),
+          "after the manifest": (states, "sync")}  # fmt: skip
+
+
+@pytest.mark.parametrize("at", PHASES)
+@pytest.mark.parametrize("background", [False, True])
+def test_a_save_that_breaks_off_leaves_the_states_before_it(
+    at, background, data, whole, tmp_path, monkeypatch
+):
+    """Whatever moment the power goes: step 3 is still there and used."""
+    owner, name = PHASES[at]
+    real, calls = getattr(owner, name), []
 
     def broken(*args, **kwargs):
-        calls.append(args)
+        result = real(*args, **kwargs) if at.startswith("after") else None
         if any("step_00000006" in str(a) for a in args):
+            calls.append(args)
             raise KeyboardInterrupt
-        return real(*args, **kwargs)
+        return result if at.startswith("after") else real(*args, **kwargs)
 
-    monkeypatch.setattr(resume, at, broken)
+    monkeypatch.setattr(owner, name, broken)
+    monkeypatch.setattr(resume, "save", functools.partial(resume.save, background=background))
     run("sft", data, tmp_path, **long("sft", data))
-    assert calls and "step_00000006" not in states(tmp_path)
+    assert calls and states_of(tmp_path)[0] == "step_00000003"
+    assert "step_00000006" not in states_of(tmp_path)
     monkeypatch.undo()
     again = run("sft", data, tmp_path, **long("sft", data))
     assert series(again) == series(whole["sft"][0]) and weights(tmp_path) == whole["sft"][1]
 
 
+def test_a_run_killed_before_any_call_that_changes_the_disk_loses_nothing(data, tmp_path):
+    """SIGKILL from a save over the export to the end, and every fifth call while a thread saves:
+    whatever has the name of a state is one, the run goes on from step 4 or 6, or had ended, and the
+    weights are the same bytes."""
+    run("sft", data, tmp_path / "whole", epochs=1.0, save_every=2)
+    command = [sys.executable, str(ROOT / "tests" / "saving.py"), str(data), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kills = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {kill["call"] for kill in kills} == {
+        *("mkdir", "stream", "tensor 1", "tensor 2", "fsync", "rename", "write_text", "unlink"),
+        *("rmdir", "publish", "purge", "tensor 40"),
+    }
+    for kill in kills:
+        assert not kill["damaged"] and kill["status"] == 0, kill
+        assert kill["weights"] == weights(tmp_path / "whole"), kill
+        if kill["from"] is not None:
+            assert kill["from"] == int(max(kill["left"])[-1]) in (4, 6), kill
+            assert "step_00000004" in kill["left"], kill
+    assert {kill["from"] for kill in kills} == {4, 6, None} and len(kills) >= 45
+
+
 def test_two_states_are_kept_and_hold_weights_and_both_moments(data, tmp_path):
     run("sft", data, tmp_path, stop_at=7, epochs=2.0, save_every=1)
-    assert states(tmp_path) == ["step_00000007", "step_00000008"]
-    held = load_file(tmp_path / "resume" / "step_00000008" / "state-00001.safetensors")
+    assert states_of(tmp_path) == ["step_00000007", "step_00000008"]
+    held = load_file(tmp_path / "resume" / "step_00000008" / "state-00001-of-00001.safetensors")
     names = load_file(data / "base" / "model.safetensors")
     kinds = ("weight", "exp_avg", "exp_avg_sq")
     assert held.keys() == {f"{kind}.{name}" for kind in kinds for name in names}
@@ -272,7 +326,7 @@ def test_sigterm_saves_and_the_same_command_finishes_the_run(data, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM, said
     assert "the same command goes on from here" in said
     stopped = len(resume_rows(tmp_path / "out"))
-    assert states(tmp_path / "out") == [f"step_{stopped:08d}"]
+    assert states_of(tmp_path / "out") == [f"step_{stopped:08d}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and f"step {stopped} of" in done.stdout
     want = run("sft", data, tmp_path / "whole", epochs=8.0, save_every=1000)

@@ -363,6 +363,7 @@ def test_the_command_says_what_it_made_or_what_is_wrong(llama3, tmp_path):
         (command(path, llama3, tmp_path / "cache"), "chat.jsonl:1: text: missing"),
         (command(path, llama3, tmp_path / "cache", "--kind", "words"), "--kind must be one of"),
         ([sys.executable, "token_files.py"], "usage: python token_files.py FILE"),
+        (command(write_rows(tmp_path / "none.jsonl", []), llama3, tmp_path), "none.jsonl: holds"),
     ):
         done = run(*words)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and reason in done.stderr

@@ -212,6 +212,17 @@ def test_known_templates_are_silent_and_an_unknown_one_is_noticed_once(tmp_path,
     assert capfd.readouterr().err.count("unknown chat template") == 1
 
 
+@pytest.mark.parametrize("template", [5, ["a"], [{"name": "default"}], {"default": "a"}])
+def test_a_template_that_is_no_text_is_one_line(tmp_path, template):
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(UserError, match="tokenizer_config.json: chat_template: must be text"):
+        Tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xe9")
+    with pytest.raises(UserError, match="chat_template.jinja: cannot be read"):
+        Tokenizer(tmp_path)
+
+
 def test_the_template_is_read_from_chat_template_jinja_or_a_list_too(tmp_path):
     listed = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": SMOLLM2}]
     assert make(tmp_path, "chatml", listed).system.startswith("You are a helpful AI")

@@ -39,15 +39,16 @@ def rows_of(path):
 
 # ---- any micro-batches on any ranks give the gradient of one big batch ---------------------------
 
-ROWS = 8  # packed rows of a step
+ROWS = 32  # packed rows of a step
 LENGTH = 96
-# name: (rows per step, rows per forward on one rank, on each of two)
+WORLDS = (2, 4)
+# name: (rows per step, {ranks: rows per forward on each})
 SPLITS = {
-    "1 micro-batch": (ROWS, 8, 4),
-    "2 micro-batches": (ROWS, 4, 2),
-    "4 micro-batches": (ROWS, 2, 1),
-    "rows that do not divide": (5, 2, 1),  # the second rank has 2 rows and an empty micro-batch
-    "a rank without rows": (1, 1, 1),
+    f"{accum} micro-batches": (ROWS, {world: ROWS // world // accum for world in (1, *WORLDS)})
+    for accum in (1, 2, 4, 8)
+} | {
+    "rows that do not divide": (5, {1: 2, 2: 1, 4: 1}),  # the last ranks have an empty micro-batch
+    "ranks without rows": (1, {1: 1, 2: 1, 4: 1}),
 }
 
 
@@ -59,30 +60,31 @@ def one_step(stage, data, out, rows, per_forward):
 
 
 @pytest.fixture(scope="module")
-def two_ranks(data, tmp_path_factory):
-    """All splits of all stages on two ranks, in one start of torchrun."""
+def ranks(data, tmp_path_factory):
+    """All splits of all stages on several ranks, in one start of torchrun for each number."""
     folder = tmp_path_factory.mktemp("ranks")
-    jobs = [
-        one_step(stage, data, folder / f"{stage} {split}", rows, per_forward)
-        for stage in STAGES
-        for split, (rows, _, per_forward) in SPLITS.items()
-    ]
-    torchrun(2, folder, jobs)
+    for world in WORLDS:
+        jobs = [
+            one_step(stage, data, folder / f"{stage} {split} {world}", rows, per_forward[world])
+            for stage in STAGES
+            for split, (rows, per_forward) in SPLITS.items()
+        ]
+        torchrun(world, folder, jobs)
     return folder
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_micro_batches_and_ranks_leave_gradient_and_loss_as_they_are(
-    stage, data, two_ranks, tmp_path
+    stage, data, ranks, tmp_path
 ):
     whole = {}
-    for split, (rows, per_forward, _) in SPLITS.items():
-        one, two = tmp_path / split, two_ranks / f"{stage} {split}"
-        logged = run(**one_step(stage, data, one, rows, per_forward))
+    for split, (rows, per_forward) in SPLITS.items():
+        one, others = tmp_path / split, [ranks / f"{stage} {split} {world}" for world in WORLDS]
+        logged = run(**one_step(stage, data, one, rows, per_forward[1]))
         if rows not in whole:  # the first split of as many rows: all of them in one forward
             whole[rows] = tmp_path / f"whole {rows}"
             run(**one_step(stage, data, whole[rows], rows, rows))
-        for out in (one, two):
+        for out in (one, *others):
             assert distance(f"{out}.safetensors", f"{whole[rows]}.safetensors") <= 1e-5
             (row,), (want,) = rows_of(out / "metrics.jsonl"), rows_of(whole[rows] / "metrics.jsonl")
             for name in want:
@@ -91,10 +93,10 @@ def test_micro_batches_and_ranks_leave_gradient_and_loss_as_they_are(
         assert len(logged) == 1
 
 
-def test_clipping_measures_the_gradient_of_all_ranks(data, two_ranks, tmp_path):
+def test_clipping_measures_the_gradient_of_all_ranks(data, ranks, tmp_path):
     """The logged norm is that of the whole gradient, before clipping, on any number of ranks."""
     for stage in STAGES:
-        file = two_ranks / f"{stage} 1 micro-batch"
+        file = ranks / f"{stage} 1 micro-batches 2"
         (row,) = rows_of(file / "metrics.jsonl")
         squares = sum(g.double().square().sum() for g in load_file(f"{file}.safetensors").values())
         assert row["grad_norm"] == pytest.approx(float(squares.sqrt()), rel=1e-5)
@@ -239,12 +241,13 @@ def test_a_learning_rate_of_5e_7_moves_the_weights(data, base, tmp_path, dtype):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights_and_ends_the_run(
     stage, data, tmp_path
 ):
-    with pytest.raises(UserError, match="step 1: the gradient is nan; lower --lr"):
-        run(stage, data, tmp_path, lr=1e30, warmup=0.0)
-    assert len(rows_of(tmp_path / "metrics.jsonl")) == 1
+    with pytest.raises(UserError, match="for 2 steps in a row: take a lower --lr"):
+        run(stage, data, tmp_path, lr=1e30, warmup=0.0, max_bad_steps=2)
+    rows = rows_of(tmp_path / "metrics.jsonl")
+    assert ["skipped" in row for row in rows] == [False, True, True]
     assert not (tmp_path / "model.safetensors").exists()
 
 
