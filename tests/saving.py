@@ -9,7 +9,6 @@ ones among them, the step from which it went on (null if it had ended), the weig
 
 import contextlib
 import errno
-import functools
 import itertools
 import json
 import os
@@ -163,8 +162,7 @@ def live(data, out, number, background):
         with open(out / "said.txt", "w") as said, contextlib.redirect_stdout(said):
             if number:
                 dying_before(number, out / "call.txt")
-            resume.save = functools.partial(resume.save, background=background)
-            run("sft", data, out, epochs=1.0, save_every=2)
+            run("sft", data, out, epochs=1.0, save_every=2, background=background)
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -174,7 +172,7 @@ def live(data, out, number, background):
 
 def main(data, out):
     for background in (False, True):
-        for number in itertools.count(1, 5 if background else 1):
+        for number in itertools.count(1, 9 if background else 3):
             folder = Path(out) / f"{number}-{background}"
             folder.mkdir()
             if live(data, folder, number, background) != signal.SIGKILL:

@@ -1,4 +1,3 @@
-import functools
 import json
 import os
 import signal
@@ -267,8 +266,7 @@ def test_a_save_that_breaks_off_leaves_the_states_before_it(
         return result if at.startswith("after") else real(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, broken)
-    monkeypatch.setattr(resume, "save", functools.partial(resume.save, background=background))
-    run("sft", data, tmp_path, **long("sft", data))
+    run("sft", data, tmp_path, background=background, **long("sft", data))
     assert calls and states_of(tmp_path)[0] == "step_00000003"
     assert "step_00000006" not in states_of(tmp_path)
     monkeypatch.undo()

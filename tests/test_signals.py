@@ -54,7 +54,7 @@ def act(do):
     if do == "raise":
         raise RuntimeError("a bug on one rank")
     if do == "pause":
-        return time.sleep(3)
+        return time.sleep(2.5)
     if do == "kill the launcher":
         os.kill(os.getppid(), signal.SIGKILL)
         return time.sleep(2)
@@ -265,20 +265,20 @@ FAULTS = {
 def faulty(data, tmp_path_factory):
     """(folder of folders, {fault: seconds until all ranks had ended})."""
     folder, seconds = tmp_path_factory.mktemp("faults"), {}
-    names = list(FAULTS)
-    for some in (names[:4], names[4:]):  # the first two wait most of the time
-        running = {do: start(data, folder / do, 2, [(do, "training", 9)], on=1) for do in some}
-        until = time.time() + 90
-        while running and time.time() < until:
-            for do, launched in list(running.items()):
-                over = len(codes(folder / do)) == 2 if do == "kill the launcher" else True
-                if launched.poll() is not None and over:
-                    begun = folder / do / "time"
-                    seconds[do] = time.time() - float(begun.read_text()) if begun.exists() else 0
-                    del running[do]
-            time.sleep(0.05)
-        for launched in running.values():
-            launched.kill()
+    waiting, running, until = list(FAULTS), {}, time.time() + 150
+    while (waiting or running) and time.time() < until:
+        if waiting and len(running) < 4:  # the first two wait most of the time
+            do = waiting.pop(0)
+            running[do] = start(data, folder / do, 2, [(do, "training", 9)], on=1)
+        for do, launched in list(running.items()):
+            over = len(codes(folder / do)) == 2 if do == "kill the launcher" else True
+            if launched.poll() is not None and over:
+                begun = folder / do / "time"
+                seconds[do] = time.time() - float(begun.read_text()) if begun.exists() else 0
+                del running[do]
+        time.sleep(0.05)
+    for launched in running.values():
+        launched.kill()
     return folder, seconds
 
 
@@ -317,7 +317,7 @@ def test_a_job_that_lost_a_rank_goes_on_from_its_last_state(faulty, data, whole,
 
 
 def test_first_steps_measuring_saving_and_plotting_may_take_as_long_as_they_like(data, tmp_path):
-    """Each pauses for 3 seconds, and silence of 1.5 would be a hang."""
+    """Each pauses for 2.5 seconds, and silence of 1.5 would be a hang."""
     kinds = [("training", 0), ("training", 5), ("held-out", 0), ("save", 0), ("save", 1)]
     faults = [("pause", *where) for where in kinds]
     said = start(data, tmp_path / "slow", 1, faults, constants={"SILENCE": 1.5})
@@ -331,25 +331,26 @@ def test_first_steps_measuring_saving_and_plotting_may_take_as_long_as_they_like
 def test_a_hang_is_longer_than_five_of_the_gaps_before_and_no_time_a_process_was_stopped():
     code = """if True:
         import os, signal, subprocess, time, parallel
-        parallel.SILENCE = 2.5
+        parallel.SILENCE = 3.5
         with parallel.clean_exit():
-            time.sleep(3.5)
-            for gap in (0.8, 3):
+            for gap in (1, 4.2):
                 parallel.beat(watched=True)
                 time.sleep(gap)
             parallel.beat()
-            subprocess.Popen(["sh", "-c", f"sleep 5; kill -CONT {os.getpid()}"])
+            subprocess.Popen(["sh", "-c", f"sleep 6; kill -CONT {os.getpid()}"])
             parallel.pulse.longest = 0
+            time.sleep(0.7)
             os.kill(os.getpid(), signal.SIGSTOP)
             time.sleep(0.8)
             parallel.beat(watched=False)
-            time.sleep(3.5)
+            time.sleep(4.5)
+            parallel.pulse.longest = 0
             print("alive", flush=True)
             parallel.beat(watched=True)
             time.sleep(60)"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "alive\n"), done.stderr
-    assert "no progress for" in done.stderr and "line 18, in <module>" in done.stderr
+    assert "no progress for" in done.stderr and "line 19, in <module>" in done.stderr
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def generating(what, data, asked, out, address):
 
 @pytest.mark.parametrize(
     ("what", "ranks", "name"),
-    [("sample", 1, "SIGTERM"), ("judge", 1, "SIGINT"), ("evaluate", 1, "SIGTERM"),
+    [("sample", 1, "SIGTERM"), ("judge", 1, "SIGINT"),
      ("sample", 2, "SIGTERM"), ("evaluate", 2, "SIGINT")],
 )  # fmt: skip
 def test_generation_that_is_stopped_ends_at_once_and_loses_and_doubles_nothing(

@@ -74,9 +74,7 @@ def ranks(data, tmp_path_factory):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_micro_batches_and_ranks_leave_gradient_and_loss_as_they_are(
-    stage, data, ranks, tmp_path
-):
+def test_micro_batches_and_ranks_leave_gradient_and_loss_as_they_are(stage, data, ranks, tmp_path):
     whole = {}
     for split, (rows, per_forward) in SPLITS.items():
         one, others = tmp_path / split, [ranks / f"{stage} {split} {world}" for world in WORLDS]
