@@ -38,7 +38,7 @@ from streams import sync
 # Settings that change where and how fast a run goes, not what it computes
 NEUTRAL = (
     *("out_dir", "device", "micro_batch_tokens", "recompute", "eval_every", "save_every"),
-    *("keep_last", "keep_every", "background", "replicas", "dry_run"),
+    *("keep_last", "keep_every", "background", "replicas", "dry_run", "max_bad_steps"),
     *("heldout_text", "heldout_chat", "heldout_pairs", "warn_nats", "max_skipped", "token_cache"),
 )
 
