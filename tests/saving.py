@@ -172,7 +172,7 @@ def live(data, out, number, background):
 
 def main(data, out):
     for background in (False, True):
-        for number in itertools.count(1, 9 if background else 3):
+        for number in itertools.count(1, 5 if background else 1):
             folder = Path(out) / f"{number}-{background}"
             folder.mkdir()
             if live(data, folder, number, background) != signal.SIGKILL:
