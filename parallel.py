@@ -240,7 +240,7 @@ def watchdog(wakeups):
     it runs no signal handler; and when nothing has moved for too long."""
     silent = waited = 0.0  # seconds since the last beat; since then or the signal
     beats, received, launcher, last = 0, None, os.getppid(), time.monotonic()
-    while True:
+    while not pulse.over:
         if select.select([wakeups], [], [], 0.5)[0]:
             numbers = os.read(wakeups, 64)
             if received is None:
@@ -302,30 +302,35 @@ def clean_exit():
     Ends with os._exit after a barrier: interpreter teardown with live process groups sometimes
     aborts, and one failed rank must not leave the others waiting (torchrun then ends them).
     """
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    before = [(n, signal.signal(n, on_signal)) for n in (signal.SIGTERM, signal.SIGINT)]
+    pulse.over = False
     start_watchdog()
     try:
-        yield
-        stopping()  # a barrier, and one exit code for all
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr, flush=True)
-        os._exit(1)
-    except SystemExit:
-        raise
-    except KeyboardInterrupt:
-        stopped()
-    except BrokenPipeError:  # the reader of our output left, as `| head` does
-        os._exit(1)
-    except OSError as e:
-        if e.filename is None:
+        try:
+            yield
+            stopping()  # a barrier, and one exit code for all
+        except UserError as e:
+            print(f"error: {e}", file=sys.stderr, flush=True)
+            os._exit(1)
+        except SystemExit:
+            raise
+        except KeyboardInterrupt:
+            stopped()
+        except BrokenPipeError:  # the reader of our output left, as `| head` does
+            os._exit(1)
+        except OSError as e:
+            if e.filename is None:
+                fail()
+            print(f"error: {e.filename}: {e.strerror}", file=sys.stderr, flush=True)
+            os._exit(1)
+        except BaseException:
             fail()
-        print(f"error: {e.filename}: {e.strerror}", file=sys.stderr, flush=True)
-        os._exit(1)
-    except BaseException:
-        fail()
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(128 + max(agreed + stop_signals) if agreed + stop_signals else 0)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + max(agreed + stop_signals) if agreed + stop_signals else 0)
+    finally:  # reached only where os._exit is not what it is, as in tests
+        pulse.over = True
+        for number, handler in before:
+            signal.signal(number, handler)
