@@ -11,18 +11,6 @@ from packing import IGNORE, size, targets
 from tokenizer import Tokenizer
 
 
-@pytest.fixture(params=["llama3", "chatml"])
-def tokenizer(request, tmp_path):
-    write_tokenizer(tmp_path / "tokenizer", request.param)
-    return Tokenizer(tmp_path / "tokenizer")
-
-
-@pytest.fixture
-def llama3(tmp_path):
-    write_tokenizer(tmp_path / "llama3", "llama3")
-    return Tokenizer(tmp_path / "llama3")
-
-
 def ask(question, answer, **more):
     user = {"role": "user", "content": question}
     return {"messages": [user, {"role": "assistant", "content": answer, **more}]}

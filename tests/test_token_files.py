@@ -23,18 +23,6 @@ from tokenizer import Tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(params=["llama3", "chatml"])
-def tokenizer(request, tmp_path):
-    write_tokenizer(tmp_path / "tokenizer", request.param)
-    return Tokenizer(tmp_path / "tokenizer")
-
-
-@pytest.fixture
-def llama3(tmp_path):
-    write_tokenizer(tmp_path / "llama3")
-    return Tokenizer(tmp_path / "llama3")
-
-
 def files_of(tmp_path, count=120):
     """A file of every kind: {kind: path}; texts beyond a block, a blank line, a Windows line."""
     words = sentences(3 * count, 5, 1, 30)
