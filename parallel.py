@@ -5,6 +5,7 @@ over a single one too, so no script has a branch for it. gloo on CPU, NCCL on GP
 
 import contextlib
 import functools
+import glob
 import hashlib
 import os
 import select
@@ -27,6 +28,7 @@ from config import UserError
 
 TIMEOUT = timedelta(minutes=10)  # a collective that waits longer is a bug, of whatever phase
 SILENCE = 20.0  # seconds without a beat, and 5 of the longest gaps so far: this rank hangs
+IDLE = 0.02  # a process that uses less of one core than this waits
 GRACE = 15.0  # seconds that a signal's answer may take without a beat; torchrun kills after 30
 SAVING = 25.0  # the same while a state is saved on several ranks
 COPY = 0.5  # seconds in which the same signal again is a copy of the first
@@ -190,6 +192,8 @@ def catch_stop_signals():
     pulse.training = True
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+    if "RANK" in os.environ and dist.get_world_size() > 1:
+        threading.Thread(target=watch_all, daemon=True).start()
 
 
 def stopping():
@@ -204,7 +208,8 @@ def stopping():
 
 def beat(watched=None):
     """Tell the watchdog that this rank goes on. watched: whether silence from here on would be a
-    hang; None = as before. Loading, first steps and saving may take as long as they like."""
+    hang; None = as before. In first steps and saves, which may take long, only watch_all sees one.
+    """
     now = time.monotonic()
     if pulse.watched:
         pulse.longest = max(pulse.longest, now - pulse.at)
@@ -259,12 +264,43 @@ def watchdog(wakeups):
             os.write(2, f"\n{who()}does not react to signal {received}: ended\n".encode())
             os._exit(128 + received)
         if pulse.watched and silent > max(SILENCE, 5 * pulse.longest):
-            threads = stacks()
-            if any(tool in line for line in threads[0] for tool in ("bdb.py", "pydevd")):
-                continue  # someone is debugging
-            shown = "\n".join("".join(lines) for lines in threads)
-            os.write(2, f"\n{who()}no progress for {silent:.0f} s; its threads:\n{shown}".encode())
-            os._exit(1)
+            hangs("no progress", silent)
+
+
+def hangs(what, seconds):
+    """End this process, and show where its threads stand; not while someone is debugging it."""
+    threads = stacks()
+    if not any(tool in line for line in threads[0] for tool in ("bdb.py", "pydevd")):
+        shown = "\n".join("".join(lines) for lines in threads)
+        os.write(2, f"\n{who()}{what} for {seconds:.0f} s; its threads:\n{shown}".encode())
+        os._exit(1)
+
+
+def waits_for_disk():
+    """Is a thread of this process in state D, in which it sleeps until a disk answers (Linux)?"""
+    for stat in glob.glob("/proc/self/task/*/stat"):
+        with contextlib.suppress(OSError), open(stat) as file:  # a thread may just have ended
+            if file.read().rpartition(")")[2].split()[0] == "D":
+                return True
+    return False
+
+
+def watch_all():
+    """Ends this process when every rank has waited for SILENCE: one hangs or is suspended, and the
+    others wait for it, in whatever phase. Each rank adds 1 to a counter, which lies in the store
+    that they met through, for every second in which it did something."""
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    done, silent = None, 0.0
+    with contextlib.suppress(dist.DistError):  # the store is gone: so are other ranks
+        store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=SILENCE))
+        while not pulse.over:
+            beats, used = pulse.beats, time.process_time()
+            time.sleep(1.0)
+            active = time.process_time() - used > IDLE or pulse.beats != beats or waits_for_disk()
+            before, done = done, store.add("seconds in which a rank did something", int(active))
+            silent = silent + 1 if done == before else 0.0
+            if silent >= SILENCE:
+                hangs("no rank does anything", silent)
 
 
 def start_watchdog():

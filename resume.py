@@ -92,6 +92,12 @@ def optimizer_state(model, optimizer):
             yield f"{moment}.{name}", optimizer.state[p][moment]
 
 
+def share(tensors):
+    """({name: [begin, end)}, an iterator over their values): the rows that this rank writes."""
+    rows = {name: span(t, writer=True) for name, t in tensors.items()}
+    return rows, map(held, tensors.values(), (end - begin for begin, end in rows.values()))
+
+
 @torch.no_grad()
 def save(
     out_dir, step, model, optimizer, run, background=False, keep_last=2, keep_every=0
@@ -110,8 +116,7 @@ def save(
     on_rank0(states.prepare, folder)
     tensors = dict(optimizer_state(model, optimizer))
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    rows = {name: span(t, writer=True) for name, t in tensors.items()}
-    mine = map(held, tensors.values(), (end - begin for begin, end in rows.values()))
+    rows, mine = share(tensors)
     place = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     job = (folder, step, run, shapes, rows)
     if background:
@@ -206,13 +211,16 @@ def check_same_model(folder, content, tensors):
 
 
 @torch.no_grad()
-def load(out_dir, model, optimizer, run):
+def load(out_dir, model, optimizer, run, background=False):
     """Load the newest good state of this run, on any number of ranks: each reads the rows it holds.
-    Its step, 0 if there is none."""
+    Its step, 0 if there is none. background: take the memory that such saves copy to already now.
+    """
+    tensors = dict(optimizer_state(model, optimizer))
+    if background:
+        copied(tensors, share(tensors)[1])
     folder, content = newest_good(out_dir)
     if not folder:
         return 0
-    tensors = dict(optimizer_state(model, optimizer))
     check_same_run(out_dir, run, content["run"])
     check_same_model(folder, content, tensors)
     for group in optimizer.param_groups:

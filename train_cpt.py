@@ -145,7 +145,7 @@ def main(cfg):
     model = parallel.shard(model, device, cfg.dtype, cfg.recompute, cfg.replicas)
     load_weights(model, cfg.init_from)
     optimizer = build_optimizer(model, cfg.lr, cfg.weight_decay)
-    start = resume.load(cfg.out_dir, model, optimizer, run)
+    start = resume.load(cfg.out_dir, model, optimizer, run, cfg.background)
     keep = {"keep_last": cfg.keep_last, "keep_every": cfg.keep_every}
     log = Metrics(cfg.out_dir, start, device, model.config)
     seen = tokens_by_source(plan, range(start), mixed)

@@ -221,7 +221,7 @@ def main(cfg):
     # Before resume.load, while the model still is the reference
     reference = reference_logps(model, families, cfg, run, device)  # (number of pairs, 2)
     held += (reference_logps(model, held[1], cfg, run, device) if held[1] else None,)
-    start = resume.load(cfg.out_dir, model, optimizer, run)
+    start = resume.load(cfg.out_dir, model, optimizer, run, cfg.background)
     keep = {"keep_last": cfg.keep_last, "keep_every": cfg.keep_every}
     log = Metrics(cfg.out_dir, start, device, model.config)
     print0(f"{cfg.out_dir}: step {start} of {plan.steps}, rows {plan.fill:.1%} full, {world} ranks")

@@ -116,7 +116,7 @@ def main(cfg):
     model = parallel.shard(model, device, cfg.dtype, cfg.recompute, cfg.replicas)
     load_weights(model, cfg.init_from)
     optimizer = build_optimizer(model, cfg.lr, cfg.weight_decay)
-    start = resume.load(cfg.out_dir, model, optimizer, run)
+    start = resume.load(cfg.out_dir, model, optimizer, run, cfg.background)
     keep = {"keep_last": cfg.keep_last, "keep_every": cfg.keep_every}
     log = Metrics(cfg.out_dir, start, device, model.config)
     print0(f"{cfg.out_dir}: step {start} of {plan.steps}, rows {plan.fill:.1%} full, {world} ranks")

@@ -168,7 +168,7 @@ def main():
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     model, optimizer, tensors = build()
-    resume.save(folder / "warm", 1, model, optimizer, RUN)
+    resume.load(folder / "warm", model, optimizer, RUN, background=True)  # as a run begins
     first, _ = timed(
         lambda: resume.save(folder / "warm", 2, model, optimizer, RUN, background=True)
     )

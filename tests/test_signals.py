@@ -55,6 +55,11 @@ def act(do):
         raise RuntimeError("a bug on one rank")
     if do == "pause":
         return time.sleep(2.5)
+    if do == "work":
+        until = time.process_time() + 6
+        while time.process_time() < until:
+            pass
+        return None
     if do == "kill the launcher":
         os.kill(os.getppid(), signal.SIGKILL)
         return time.sleep(2)
@@ -326,6 +331,34 @@ def test_first_steps_measuring_saving_and_plotting_may_take_as_long_as_they_like
                   constants={"SILENCE": 1.5})  # fmt: skip
     assert stuck.wait(60) == 1
     assert "no progress for 2 s" in (tmp_path / "stuck" / "said").read_text()
+
+
+@pytest.mark.parametrize("where", [("training", 0), ("save", 0)])
+def test_all_ranks_waiting_for_one_is_a_hang_in_any_phase_and_waiting_for_its_work_is_none(
+    where, data, tmp_path
+):
+    quick = {"SILENCE": 4}
+    works = start(data, tmp_path / "work", 2, [("work", *where)], on=1, constants=quick)
+    stuck = start(data, tmp_path / "hang", 2, [("hang", *where)], on=1, constants=quick)
+    said = {do: tmp_path / do / "said" for do in ("work", "hang")}
+    assert stuck.wait(60) == 1, said["hang"].read_text()
+    assert "rank 1: no rank does anything for 4 s" in (text := said["hang"].read_text())
+    assert "in stuck_for_ever" in text
+    assert works.wait(60) == 0, said["work"].read_text()
+
+
+def test_a_suspended_rank_ends_the_job(data, tmp_path):
+    """torchrun leaves it another 30 seconds to answer SIGTERM; it is woken here for the test."""
+    begun = start(data, tmp_path / "run", 2, [("SIGSTOP", "training", 0)], on=1,
+                  constants={"SILENCE": 2})  # fmt: skip
+    note = tmp_path / "run" / "exit.0"
+    until = time.time() + 60
+    while not (note.exists() and note.read_text()) and time.time() < until:
+        time.sleep(0.05)
+    for child in Path(f"/proc/{begun.pid}/task/{begun.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    assert begun.wait(60) == 1
+    assert "rank 0: no rank does anything for 2 s" in (tmp_path / "run" / "said").read_text()
 
 
 def test_a_hang_is_longer_than_five_of_the_gaps_before_and_no_time_a_process_was_stopped():
