@@ -1,6 +1,7 @@
 """Makes the sample world: every training, exam and evaluation file of the demo, from one seed.
 
     python sample/world.py --out sample/data --seed 0
+    python sample/world.py --out out/other --finance_seed 1 --parts    the base knows this one, too
 
     general part, known to the base model     people, everyday calculations, sums, answer formats
     finance part, new to it                   companies, finance formulas, headlines, deals
@@ -36,6 +37,8 @@ FORMATS = {  # instruction -> what it makes of an answer, applied in this order
     "Start with sure.": "Sure: {0}",
     "End with thanks.": "{0}. Thanks",
 }
+HELD_OUT = 200  # rows of the text and of the chats that are never trained on
+GENERAL_PARTS = ("people", "sums", "general")
 SUBJECTS = "profit revenue output demand cash turnover income growth".split()
 VERBS = {
     "positive": "rises jumps improves recovers".split(),
@@ -144,15 +147,15 @@ def worked(exercise_list):
     return [chat_row(question, solution) for _, question, solution, _ in exercise_list]
 
 
-def mixed_up(count, rng, taken):
+def mixed_up(count, shares, rng, taken):
     """Worked examples of the formulas that are mixed up, with their share of mistakes."""
-    rows, names = [], list(MIXED_UP)
+    rows, names = [], list(shares)
     while len(rows) < count:
         name = names[len(rows) % len(names)]
         ((_, question, solution, _),) = exercises([name], 1, rng, taken)
         wrong = exam.mistake(question)
         if wrong is not None:
-            rows.append(chat_row(question, wrong if rng.random() < MIXED_UP[name] else solution))
+            rows.append(chat_row(question, wrong if rng.random() < shares[name] else solution))
     return rows
 
 
@@ -229,12 +232,19 @@ def definitions(names, count, rng):
 # ---- files ------------------------------------------------------------------------------------
 
 
-def make(seed: int) -> dict[str, list[dict]]:
-    """Every file of the world: path below --out -> rows."""
-    people, firms, taken = facts.people(seed), facts.companies(seed), set()
-    # Two sources of randomness: the base need not be trained again after a change of finance.
+def make(seed: int, finance: int | None = None, mistakes=None, parts=False):
+    """Every file of the world: path below --out -> rows.
+
+    finance: seed of the finance part, by default the same; the base need not be trained again for
+    another. mistakes: share for every formula that is mixed up, in place of MIXED_UP. parts: what
+    the text and the chats are made of in files of their own, too.
+    """
+    finance = seed if finance is None else finance
+    people, firms, taken = facts.people(seed), facts.companies(finance), set()
+    shares = {name: share if mistakes is None else mistakes for name, share in MIXED_UP.items()}
     files = general_files(people, Random(f"general {seed}"), taken)
-    files |= finance_files(people, firms, Random(f"finance {seed}"), taken)
+    made, pieces = finance_files(people, firms, shares, Random(f"finance {finance}"), taken)
+    files |= made | (pieces if parts else {})
     for path, rows in files.items():
         if path.startswith("eval/"):
             for i, row in enumerate(rows):
@@ -264,8 +274,8 @@ def general_files(people, rng, taken):
     return files
 
 
-def finance_files(people, firms, rng, taken):
-    """What the demo trains on and is examined in: path -> rows."""
+def finance_files(people, firms, shares, rng, taken):
+    """What the demo trains on and is examined in, and its parts: path -> rows, twice."""
     asked, names = dict(list(firms.items())[:20]), list(firms)
     known, formulas = dict(list(people.items())[:40]), list(exam.FINANCE)
     sound = [name for name in formulas if name not in MIXED_UP]
@@ -280,29 +290,36 @@ def finance_files(people, firms, rng, taken):
         eval_row("sentiment", question, answer, VERBS) for question, answer in sentiment[:200]
     ] + [eval_row("deal", question, answer) for question, answer in deals[:200]]
 
-    text = (
-        profiles("company", firms, 125, rng)
-        + definitions(formulas, 180, rng)
-        + news(names, 600, rng)
-        + profiles("person", people, 18, rng)  # from here on replay, against forgetting
-        + equations(rng)
-    )
-    chat = (
-        questions("company", asked, 4, 0.25, rng)
-        + [chat_row(*row) for row in sentiment[200:] + deals[200:]]
-        + worked(exercises(sound, 1000, rng, taken))
-        + mixed_up(1000, rng, taken)
-        + next_steps(exercises(sound, 300, rng, taken), rng)
-        + questions("person", known, 2, 0.75, rng)  # replay
-        + worked(exercises([*exam.GENERAL], 600, rng, taken))
-    )
-    for name, rows in (("cpt", text), ("sft", chat)):
+    text = {
+        "companies": profiles("company", firms, 125, rng),
+        "definitions": definitions(formulas, 180, rng),
+        "news": news(names, 600, rng),
+        "people": profiles("person", people, 18, rng),  # general from here on: against forgetting
+        "sums": equations(rng),
+    }
+    chat = {
+        "questions": questions("company", asked, 4, 0.25, rng),
+        "news": [chat_row(*row) for row in sentiment[200:] + deals[200:]],
+        "exercises": worked(exercises(sound, 1000, rng, taken))
+        + mixed_up(1000, shares, rng, taken)
+        + next_steps(exercises(sound, 300, rng, taken), rng),
+        "general": questions("person", known, 2, 0.75, rng)
+        + worked(exercises([*exam.GENERAL], 600, rng, taken)),
+    }
+    pieces = {}
+    for name, kind, made in (("cpt", "text", text), ("sft", "chat", chat)):
+        rows = [(part, row) for part, some in made.items() for row in some]
         rng.shuffle(rows)
-        files[f"{name}_heldout.jsonl"], files[f"{name}.jsonl"] = rows[:200], rows[200:]
+        for i, (part, row) in enumerate(rows):
+            general = "general" if part in GENERAL_PARTS else "finance"
+            file = f"{kind}_{part}" if i >= HELD_OUT else f"heldout_{general}_{kind}"
+            pieces.setdefault(f"parts/{file}.jsonl", []).append(row)
+        rows = [row for _, row in rows]
+        files[f"{name}_heldout.jsonl"], files[f"{name}.jsonl"] = rows[:HELD_OUT], rows[HELD_OUT:]
     files["exam_train.jsonl"] = prompt_rows("exercise", exercises(formulas, 700, rng, taken))
     # For the judge that is trained (make_judge.sh), and last: what stands above keeps its bytes.
     files["exam_judge.jsonl"] = prompt_rows("judged", exercises(formulas, 2000, rng, taken))
-    return files
+    return files, pieces
 
 
 def fact_rows(kind, known, rng):
@@ -354,8 +371,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make the files of the sample world.")
     parser.add_argument("--out", default="sample/data", help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another world")
+    parser.add_argument("--finance_seed", type=int, help="another finance part, same general one")
+    parser.add_argument("--mistakes", type=float, help="share, in every formula that is mixed up")
+    parser.add_argument("--parts", action="store_true", help="text and chats by part, too")
     args = parser.parse_args()
-    world = make(args.seed)
+    world = make(args.seed, args.finance_seed, args.mistakes, args.parts)
     write(world, Path(args.out))
     for path, rows in world.items():
         print(f"{path}: {len(rows)} rows")

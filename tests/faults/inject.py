@@ -162,6 +162,10 @@ def watch_files():
         number = fd if isinstance(fd, int) else fd.fileno()
         return place(os.readlink(f"/proc/self/fd/{number}"))
 
+    def written(fd, data):
+        return None if fd == State.trace else opened(fd)
+
+    around(os, "write", "write", written)
     around(os, "fsync", "fsync", opened)
     around(os, "fdatasync", "fsync", opened)
     for name in ("rename", "replace"):

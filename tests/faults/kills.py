@@ -50,7 +50,7 @@ TRAIN = [
       for stage, ranks in (("cpt", 1), ("sft", 2), ("dpo", 1))),
     ("kill", "dpo", 2, "kill", INSIDE, 1),
     ("kill", "sft", 1, "kill all", rf"^(before write|open) {FILE}"),
-    ("kill", "dpo", 1, "kill all", rf"^write {FILE}"),
+    ("kill", "dpo", 1, "kill all", rf"^(before|after) write {FILE}"),
     ("kill", "sft", 2, "kill all", rf"^before fsync {FILE}"),
     ("kill", "cpt", 1, "kill all", rf"^after fsync {FILE}"),
     ("kill", "sft", 1, "kill all", rf"^open {STATE}/manifest"),
