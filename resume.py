@@ -10,7 +10,9 @@ passed over for the one before.
 """
 
 import dataclasses
+import fcntl
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +59,7 @@ def identity(cfg, files):
     return settings | {file: sha_of_file(file) for file in [*files, *weights]}
 
 
+occupied = {}  # {folder: its descriptor, which holds the lock}
 writing = []  # the state that a thread is writing now
 copies = {}  # {name: this rank's rows}: what the thread writes while training goes on
 
@@ -263,8 +266,26 @@ def settings_of(values):
 
 def finished(out_dir, run):
     """Has this very run ended in out_dir? UserError if the folder holds another one, ended or not,
-    or a model that no run wrote: at once, before anything is loaded or written."""
-    return on_rank0(is_done, out_dir, run)
+    or a model that no run wrote, or if another process is at it: at once, before anything is loaded
+    or written."""
+    return on_rank0(is_done, out_dir, run) or on_rank0(occupy, out_dir)
+
+
+def occupy(out_dir):
+    """Take a folder for this process until it ends; two runs would mix what they write."""
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    place = Path(out_dir).resolve()
+    if place not in occupied:
+        folder = os.open(place, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            raise UserError(f"{out_dir}: another run is writing to it") from None
+        except OSError:  # a file system that has no locks
+            os.close(folder)
+            return
+        occupied[place] = folder
 
 
 def finish(out_dir, run, keep_every=0):

@@ -147,6 +147,25 @@ def test_a_run_that_has_ended_says_so_and_leaves_everything(data, tmp_path, caps
     assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
 
 
+def test_two_runs_do_not_write_into_one_folder(data, tmp_path):
+    """The second is refused before it writes, and may begin once the first has ended, or died."""
+    code = """if True:
+        import sys, resume
+        resume.occupy(sys.argv[1])
+        print("mine", flush=True)
+        sys.stdin.read()"""
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "out"], cwd=ROOT, text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    assert other.stdout.readline() == "mine\n"
+    with pytest.raises(UserError, match="out: another run is writing to it"):
+        run("sft", data, tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())
+    other.kill()
+    other.wait()
+    assert run("sft", data, tmp_path / "out")
+    assert run("sft", data, tmp_path / "out") is not None  # this process may come back to it
+
+
 def test_other_settings_or_other_data_in_the_same_folder_are_refused(data, tmp_path):
     chat = write_rows(tmp_path / "chat.jsonl", rows := chats(40))
     run("sft", data, tmp_path / "out", chat=chat, stop_at=2)
