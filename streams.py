@@ -17,6 +17,8 @@ import torch
 BLOCK_BYTES = 2**24  # written and hashed at a time
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
+flushing = []  # what is being flushed, on any thread
+
 
 def stream(file, specs, tensors, metadata=()):
     """Write a safetensors file, header first and then one tensor after the other, to the disk.
@@ -39,7 +41,7 @@ def stream(file, specs, tensors, metadata=()):
                 size += len(block)
                 write_all(fd, block)
                 hashed.result()
-            os.fsync(fd)
+            flush(fd)
         finally:
             os.close(fd)
     return {"bytes": size, "sha256": digest.hexdigest()}
@@ -93,6 +95,15 @@ def chunks(head, specs, tensors):
         del tensor  # before the next one is made
 
 
+def flush(fd):
+    """os.fsync, seen by the watchdog (parallel.watch_all): a slow disk is no hang."""
+    flushing.append(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        flushing.remove(fd)
+
+
 @contextlib.contextmanager
 def named(file):
     """Let an OSError tell which file it is about; that of a full disk does not."""
@@ -107,5 +118,5 @@ def sync(*paths):
     for path in paths:
         with named(path):
             fd = os.open(path, os.O_RDONLY)
-            os.fsync(fd)
+            flush(fd)
             os.close(fd)

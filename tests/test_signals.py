@@ -27,6 +27,7 @@ from runs import STAGES, run, series, settings, weights, write_data  # noqa: E40
 
 import parallel  # noqa: E402
 import resume  # noqa: E402
+import streams  # noqa: E402
 from metrics import read_metrics  # noqa: E402
 
 LOSS = {"cpt": "token_losses", "sft": "loss_sum", "dpo": "step_sums"}
@@ -345,6 +346,21 @@ def test_all_ranks_waiting_for_one_is_a_hang_in_any_phase_and_waiting_for_its_wo
     assert "rank 1: no rank does anything for 4 s" in (text := said["hang"].read_text())
     assert "in stuck_for_ever" in text
     assert works.wait(60) == 0, said["work"].read_text()
+
+
+def test_a_slow_disk_is_no_hang(monkeypatch, tmp_path):
+    """Neither while it flushes, nor in state D; and it is one again afterwards."""
+    assert not parallel.waits_for_disk()
+    file, seen = tmp_path / "file", []
+    file.write_text("content")
+    monkeypatch.setattr(os, "fsync", lambda fd: seen.append(parallel.waits_for_disk()))
+    streams.sync(file, tmp_path)
+    assert seen == [True, True] and not parallel.waits_for_disk()
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(parallel.glob, "glob", lambda _: [tmp_path / "ended", stat])
+    for state, waits in (("S", False), ("D", True), ("R", False)):
+        stat.write_text(f"7 (a name) with D) {state} 1 2 3")
+        assert parallel.waits_for_disk() is waits
 
 
 def test_a_suspended_rank_ends_the_job(data, tmp_path):
