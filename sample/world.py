@@ -212,6 +212,18 @@ def unseen(make, names, count, rng, taken):
     return rows
 
 
+def cloze(kind, known, rng):
+    """For each fact a sentence that ends with it, and three that end otherwise, the true first."""
+    rows = []
+    for name, about in known.items():
+        for attribute, (_, sentences, _) in facts.ATTRIBUTES[kind].items():
+            sentence = next(s for s in sentences if s.endswith("{v}."))
+            options = facts.options(kind, attribute, about[attribute], rng)
+            options.sort(key=lambda value: value != about[attribute])
+            rows += [text_row(sentence.format(n=name, v=value)) for value in options]
+    return rows
+
+
 def news(names, count, rng):
     """Headlines and deals as running text."""
     rows = []
@@ -306,7 +318,7 @@ def finance_files(people, firms, shares, rng, taken):
         "general": questions("person", known, 2, 0.75, rng)
         + worked(exercises([*exam.GENERAL], 600, rng, taken)),
     }
-    pieces = {}
+    pieces = {"parts/cloze_text.jsonl": cloze("company", firms, Random(0))}
     for name, kind, made in (("cpt", "text", text), ("sft", "chat", chat)):
         rows = [(part, row) for part, some in made.items() for row in some]
         rng.shuffle(rows)
