@@ -193,14 +193,15 @@ def held(tensor, count=None):
     return join(rows, local(tensor.low)[:count]) if hasattr(tensor, "low") else rows
 
 
-def whole(tensor):
-    """The full tensor on the CPU, in place of a bf16 parameter in training its fp32 master. Every
-    rank must call it: the shards are gathered."""
+def whole(tensor, on_cpu=True):
+    """The full tensor, in place of a bf16 parameter in training its fp32 master. Every rank must
+    call it: the shards are gathered; on_cpu where it is wanted."""
     full = tensor.detach()
     if hasattr(tensor, "low"):
         full = full.float()  # for its shape and sharding
         local(full).copy_(held(tensor))
-    return (full.full_tensor() if isinstance(full, DTensor) else full).cpu().contiguous()
+    full = full.full_tensor() if isinstance(full, DTensor) else full
+    return full.cpu().contiguous() if on_cpu else full
 
 
 def check_out_dir(out):
@@ -233,7 +234,7 @@ def write_weights(folder, params, dtype, stem):
     for i, names in enumerate(files):
         file = "model.safetensors" if len(files) == 1 else f"{stem}-{i + 1:05d}.safetensors"
         weight_map |= dict.fromkeys(names, file)
-        tensors = (whole(params[name]).to(dtype) for name in names)
+        tensors = (whole(params[name], on_cpu=is_main()).to(dtype) for name in names)
         if is_main():
             specs = {name: (dtype, params[name].shape) for name in names}
             stream(folder / file, specs, tensors, OURS)

@@ -156,7 +156,7 @@ def chosen_tasks(cfg):
 def open_asker(cfg):
     """The model or the server, with the log of its answers. Each rank writes a log of its own,
     which rank 0 takes over at the beginning and at the end, after a kill too."""
-    rank, world, device = parallel.init(cfg.device)
+    rank, world, device = parallel.init(cfg.device, parallel.PATIENCE)
     path, asker = Path(cfg.out_dir) / "answers.jsonl", Asker(cfg, {}, {}, None)
     if cfg.base_url:
         if world > 1:

@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 
 from config import UserError
-from parallel import on_rank0, print0
+from jsonl import write_text
+from parallel import check_same, on_rank0, print0
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bf16, from the data sheets
 WINDOW, LEAST, SPIKE = 50, 20, 6.0  # losses looked back at, needed for it, standard deviations
@@ -44,10 +45,19 @@ def git_commit():
 
 
 def describe_run(cfg, script):
-    """Write run.json, environment.json and the script into cfg.out_dir (rank 0)."""
-    if dist.is_initialized() and dist.get_rank() != 0:
-        return
-    out = Path(cfg.out_dir)
+    """Write run.json, environment.json and the script into cfg.out_dir (rank 0); UserError if
+    another rank does not find them there."""
+    out, several = Path(cfg.out_dir), dist.is_initialized() and dist.get_world_size() > 1
+    if not several or dist.get_rank() == 0:
+        write_description(cfg, script, out)
+    if several:
+        dist.barrier()
+        found = (out / "run.json").read_text() if (out / "run.json").exists() else "nothing"
+        check_same(found, f"{out}/run.json")
+
+
+def write_description(cfg, script, out):
+    """The files that say what a run is: settings, versions, hardware, its script."""
     out.mkdir(parents=True, exist_ok=True)
     environment = {
         "command": sys.argv,
@@ -62,8 +72,8 @@ def describe_run(cfg, script):
         "ranks": dist.get_world_size() if dist.is_initialized() else 1,
         "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
     }
-    (out / "run.json").write_text(json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
-    (out / "environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+    write_text(out / "run.json", json.dumps(dataclasses.asdict(cfg), indent=1) + "\n")
+    write_text(out / "environment.json", json.dumps(environment, indent=1) + "\n")
     shutil.copyfile(script, out / Path(script).name)
 
 
@@ -134,6 +144,8 @@ class Metrics:
     def keep_before(self, start):
         """Drop the lines from a step on -> History of the others."""
         kept, history = [r for r in read_metrics(self.path.parent) if r["step"] < start], History()
+        if missing := sorted({*range(start)} - {row["step"] for row in kept}):
+            print0(f"{self.path}: {len(missing)} steps are missing, the first is {missing[0]}")
         whole = self.path.with_suffix(".tmp")  # a kill in between must not lose the history
         whole.write_text("".join(json.dumps(row) + "\n" for row in kept))
         whole.rename(self.path)

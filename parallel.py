@@ -28,6 +28,7 @@ import streams
 from config import UserError
 
 TIMEOUT = timedelta(minutes=10)  # a collective that waits longer is a bug, of whatever phase
+PATIENCE = timedelta(days=7)  # where ranks do not finish together; one that fails ends the job
 SILENCE = 20.0  # seconds without a beat, and 5 of the longest gaps so far: this rank hangs
 IDLE = 0.02  # a process that uses less of one core than this waits
 GRACE = 15.0  # seconds that a signal's answer may take without a beat; torchrun kills after 30
@@ -167,6 +168,7 @@ def shard(model, device, dtype="auto", recompute=False, replicas=1):
 stop_signals = []  # SIGTERM or SIGINT that this rank received
 agreed = []  # one that any rank received, once every rank knows of it
 pulse = SimpleNamespace(beats=0, at=0.0, longest=0.0, watched=False, training=False, signal_at=0)
+pulse.over = False  # does the watchdog's work end here?
 
 
 def on_signal(number, frame):
@@ -246,12 +248,16 @@ def watchdog(wakeups):
     it runs no signal handler; and when nothing has moved for too long."""
     silent = waited = 0.0  # seconds since the last beat; since then or the signal
     beats, received, launcher, last = 0, None, os.getppid(), time.monotonic()
+    first = last  # when the first signal came
     while not pulse.over:
         if select.select([wakeups], [], [], 0.5)[0]:
-            numbers = os.read(wakeups, 64)
-            if received is None:
-                received = next((n for n in numbers if n in (signal.SIGTERM, signal.SIGINT)), None)
-                waited = 0.0
+            for number in os.read(wakeups, 64):
+                if number not in (signal.SIGTERM, signal.SIGINT):
+                    continue
+                if received is None:
+                    received, waited, first = number, 0.0, time.monotonic()
+                elif number != received or time.monotonic() - first > COPY:
+                    os._exit(128 + number)  # the second, and the handler does not run in C++
         if os.getppid() != launcher and "TORCHELASTIC_RUN_ID" in os.environ:
             launcher = os.getppid()
             os.write(2, f"\n{who()}torchrun is gone\n".encode())

@@ -34,7 +34,7 @@ from checkpoint import (
 )
 from config import UserError, read_json
 from jsonl import sha_of_file, write_text
-from parallel import on_rank0, print0
+from parallel import check_same, on_rank0, print0
 from streams import sync
 
 # Settings that change where and how fast a run goes, not what it computes
@@ -47,7 +47,8 @@ NEUTRAL = (
 
 def identity(cfg, files):
     """What makes two runs the same: the settings that steer the numbers, and sha256 of every file
-    read: data and the checkpoint begun from. UserError if one is not there, or would be lost."""
+    read: data and the checkpoint begun from, with the files that hold its chat format. UserError if
+    one is not there, or would be lost."""
     source = Path(cfg.init_from)
     if Path(cfg.out_dir).resolve() == source.resolve():
         raise UserError(f"--out_dir {cfg.out_dir} is --init_from: it would be written over")
@@ -56,6 +57,8 @@ def identity(cfg, files):
     for file in (files := [*files, str(source / "config.json"), str(source / "tokenizer.json")]):
         if not Path(file).is_file():
             raise UserError(f"{file}: no such file")
+    chat = [str(source / name) for name in ("tokenizer_config.json", "chat_template.jinja")]
+    files += [file for file in chat if Path(file).is_file()]
     return settings | {file: sha_of_file(file) for file in [*files, *weights]}
 
 
@@ -117,6 +120,9 @@ def save(
     if is_good(folder, run):
         return
     on_rank0(states.prepare, folder)
+    log = Path(out_dir) / "metrics.jsonl"
+    if is_main() and log.exists():
+        sync(log)  # a state must not be newer than the rows before it
     tensors = dict(optimizer_state(model, optimizer))
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     rows, mine = share(tensors)
@@ -129,7 +135,7 @@ def save(
         pool.shutdown(wait=False)
     else:
         values = map(torch.Tensor.cpu, mine)
-        states.write(*job, values, *place, keep_last, keep_every)
+        states.write(*job, values, *place, keep_last, keep_every, met=barrier)
         barrier()
 
 
@@ -266,8 +272,10 @@ def settings_of(values):
 
 def finished(out_dir, run):
     """Has this very run ended in out_dir? UserError if the folder holds another one, ended or not,
-    or a model that no run wrote, or if another process is at it: at once, before anything is loaded
-    or written."""
+    or a model that no run wrote, if another process is at it, or if the ranks do not mean the same
+    run: at once, before anything is loaded or written."""
+    if dist.is_initialized():
+        check_same(run, "settings, data and weights")
     return on_rank0(is_done, out_dir, run) or on_rank0(occupy, out_dir)
 
 

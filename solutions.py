@@ -16,7 +16,6 @@ import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 from tqdm import tqdm
@@ -43,9 +42,6 @@ from logs import (
 from model import Llama
 from pairs import prefix_id, prefix_of, wrong_step
 from tokenizer import Beginning, Tokenizer
-
-# Ranks finish at different times, and the first waits for the last; a rank that fails ends the job.
-PATIENCE = timedelta(days=7)
 
 
 @dataclass
@@ -176,7 +172,7 @@ def check_policy(cfg):
     )
     if cfg.base_url and not cfg.model:
         raise UserError("--base_url needs --model: what the server calls the checkpoint")
-    rank, _, _ = parallel.init(cfg.device, PATIENCE)
+    rank, _, _ = parallel.init(cfg.device, parallel.PATIENCE)
     return rank
 
 
@@ -204,7 +200,7 @@ def fill(cfg, name, fields, jobs, tokenizer, check, record_of):
     check(record): UserError if a record in the log is not of this run's prompts.
     record_of(job, k, written): the record of a new sample, without the settings.
     """
-    rank, world, device = parallel.init(cfg.device, PATIENCE)
+    rank, world, device = parallel.init(cfg.device, parallel.PATIENCE)
     if cfg.base_url and world > 1:
         raise UserError("a server is asked by a single process: python, not torchrun")
     path, settings = Path(cfg.out_dir) / name, settings_of(cfg, tokenizer, device)

@@ -68,16 +68,22 @@ def lost(folder, error):
     return UserError(f"{what}; the state {folder.name} is lost, {before}")
 
 
-def write(folder, step, run, shapes, rows, tensors, rank, world, keep_last=2, keep_every=0):
-    """This rank's part of a state; on rank 0 all that makes it one. No collectives.
+def write(
+    folder, step, run, shapes, rows, tensors, rank, world, keep_last=2, keep_every=0, met=None
+):  # fmt: skip
+    """This rank's part of a state; on rank 0 all that makes it one. No collectives but `met`.
 
     shapes {name: whole shape} and rows {name: [begin, end)} in the order of tensors, an iterable
-    of CPU tensors. UserError if it could not be written: then nothing of it is left.
+    of CPU tensors. met: called between both parts, a barrier where all ranks are at it anyway:
+    nobody then looks for a file before it is there, as NFS remembers for a while that it was not.
+    UserError if it could not be written: then nothing of it is left.
     """
     tmp = folder.with_suffix(".tmp")
     try:
         with named(tmp):
             write_part(tmp / file_of(rank, world), shapes, rows, tensors)
+            if met:
+                met()
             if rank == 0:
                 publish(tmp, manifest(step, run, shapes, await_parts(tmp, world)))
     except (OSError, UserError) as e:
@@ -243,7 +249,11 @@ def flaw_of_tensor(tensor, files):
 
 
 def damage(folder, name, content):
-    """What is wrong with one file of a state, or None: size, names, shapes, then every byte."""
+    """What is wrong with one file of a state, or None: size, names, shapes, then every byte.
+
+    UserError where the disk does not let it be read: a good state must not pass for damaged, or the
+    run would begin again and its states would go.
+    """
     file, want = folder / name, content["files"][name]
     try:
         if not file.is_file() or file.stat().st_size != want["bytes"]:
@@ -253,8 +263,12 @@ def damage(folder, name, content):
         with safe_open(file, framework="pt") as f:
             slices = {tensor: f.get_slice(tensor) for tensor in f.keys()}
             found = {key: (s.get_dtype(), s.get_shape()) for key, s in slices.items()}
-    except (OSError, SafetensorError) as e:
+    except SafetensorError as e:
         return f"{name} cannot be read: {e}"
+    except OSError as e:
+        raise UserError(
+            f"{file}: {e.strerror}; whether this state is good cannot be told"
+        ) from None
     for key, tensor in content["tensors"].items():
         begin, end = tensor["rows"].get(name, (0, 0))
         kind = tensor["dtype"], [end - begin, *tensor["shape"][1:]]

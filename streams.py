@@ -118,5 +118,7 @@ def sync(*paths):
     for path in paths:
         with named(path):
             fd = os.open(path, os.O_RDONLY)
-            flush(fd)
-            os.close(fd)
+            try:
+                flush(fd)
+            finally:
+                os.close(fd)

@@ -264,6 +264,8 @@ def main(cfg):
             group["step"] = step  # counts updates that are left out, too: as after a resume
         if is_finite(values):
             optimizer.step(scale=(cfg.grad_clip / grad_norm).clamp(max=1))
+        else:
+            resume.wait()  # if the run ends here, the state that is being written shall be whole
         optimizer.zero_grad()
 
         last = step + 1 == plan.steps

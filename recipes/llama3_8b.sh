@@ -62,7 +62,8 @@ everywhere() { # everywhere SCRIPT FLAGS...: on all GPUs of all nodes
   if [ "$nodes" = 1 ]; then
     torchrun --standalone --nproc_per_node "$gpus" "$@"
   else
-    torchrun --nnodes "$nodes" --node_rank "$node" --master_addr "${MASTER:?}" \
+    # A node waits for the others while the first one plans, tokenises or judges
+    torchrun --nnodes "$nodes" --node_rank "$node" --rdzv_conf timeout=86400 --master_addr "${MASTER:?}" \
       --master_port "${PORT:-29500}" --nproc_per_node "$gpus" "$@"
   fi
 }

@@ -8,6 +8,7 @@ runs the jobs of the file one after the other; each holds the arguments of run()
 import hashlib
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from tiny import sentences, write_checkpoint, write_rows  # noqa: E402
 
 import parallel  # noqa: E402
+import resume  # noqa: E402
 from checkpoint import load_weights, save_pretrained  # noqa: E402
 from metrics import read_metrics  # noqa: E402
 from model import Llama  # noqa: E402
@@ -113,6 +115,8 @@ def run(stage, data, out, gradients=None, stop_at=None, crash_at=None, fail_at=N
     finally:
         for number, handler in handlers:
             signal.signal(number, handler)
+        while resume.occupied:  # as the process does that ends with its run
+            os.close(resume.occupied.popitem()[1])
     if gradients and parallel.dist.get_rank() == 0:
         save_file({f"{i:03d}": g for i, g in enumerate(seen)}, gradients)
     return read_metrics(out)

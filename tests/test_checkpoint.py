@@ -258,9 +258,9 @@ def test_no_more_than_one_tensor_is_held_while_writing(source, tmp_path, monkeyp
     """A tensor is gone before the next one is gathered."""
     alive, most, whole = [], [], checkpoint.whole
 
-    def counted(tensor):
+    def counted(tensor, **named):
         most.append(sum(ref() is not None for ref in alive))
-        full = whole(tensor).clone()
+        full = whole(tensor, **named).clone()
         alive.append(weakref.ref(full))
         return full
 

@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +147,34 @@ def test_a_run_that_has_ended_says_so_and_leaves_everything(data, tmp_path, caps
     run("sft", data, tmp_path, epochs=0.3)
     assert capsys.readouterr().out == f"{tmp_path}: this run has ended already\n"
     assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+
+
+def test_a_checkpoint_whose_chat_format_changed_is_another_one(data, tmp_path):
+    """Other turns are other tokens: a run that went on with them would be a mix of two."""
+    base, file = tmp_path / "base", tmp_path / "base" / "tokenizer_config.json"
+    shutil.copytree(data / "base", base)
+    changes = {"init_from": str(base), "save_every": 2}
+    run("sft", data, tmp_path / "out", stop_at=3, **changes)
+    was = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(was | {"added": "by hand"}))
+    with pytest.raises(UserError, match=r"other settings .*tokenizer_config\.json was"):
+        run("sft", data, tmp_path / "out", **changes)
+
+
+def test_a_disk_that_cannot_be_read_for_a_moment_damages_no_state(data, tmp_path, monkeypatch):
+    """The run ends with a line, and all states and rows are as they were."""
+    run("sft", data, tmp_path, stop_at=5, save_every=2)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(states, "hash_of", stale)
+        with pytest.raises(UserError, match="state-.*Stale file handle; whether this state is good cannot be told"):
+            run("sft", data, tmp_path, save_every=2)
+    kept = {p: p.read_bytes() for p in before if "resume" in p.parts or p.suffix == ".jsonl"}
+    assert kept == {p: raw for p, raw in before.items() if p in kept} and len(kept) > 4
 
 
 def test_two_runs_do_not_write_into_one_folder(data, tmp_path):

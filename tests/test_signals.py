@@ -348,6 +348,27 @@ def test_all_ranks_waiting_for_one_is_a_hang_in_any_phase_and_waiting_for_its_wo
     assert works.wait(60) == 0, said["work"].read_text()
 
 
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_second_signal_ends_what_waits_in_cpp_at_once(watched):
+    """Python's handler does not run there."""
+    code = f"""if True:
+        import time, parallel, torch.distributed as dist
+        from datetime import timedelta
+        with parallel.clean_exit():
+            parallel.catch_stop_signals()
+            parallel.beat(watched={watched})
+            print("waits", flush=True)
+            dist.HashStore().wait(["never"], timedelta(seconds=100))"""
+    waits = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    assert waits.stdout.readline() == "waits\n"
+    waits.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    assert waits.poll() is None
+    waits.send_signal(signal.SIGTERM)
+    assert waits.wait(8) == 143
+
+
 def test_a_slow_disk_is_no_hang(monkeypatch, tmp_path):
     """Neither while it flushes, nor in state D; and it is one again afterwards."""
     assert not parallel.waits_for_disk()

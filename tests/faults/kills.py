@@ -243,6 +243,8 @@ def problem_of(case, first):
             return f"exit code {first.code}, of the ranks {first.codes}"
         if first.since > GRACE:
             return f"took {first.since:.0f} s to end"
+    elif kind.startswith("rank ") and first.since > (HANG if kind == "rank stopped" else GRACE):
+        return f"took {first.since:.0f} s to end"  # torchrun itself waits 30 s for a stopped one
     elif kind == "rank raises":
         if "Traceback" not in first.said or "InjectedFault: injected" not in first.said:
             return "no traceback of the rank that failed"
