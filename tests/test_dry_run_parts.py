@@ -1,5 +1,6 @@
 """What the figures of --dry_run are made of: heads, tables, keys, epochs, hours, shards."""
 
+# ruff: noqa: F811  (llama3 is a fixture)
 import dataclasses
 import json
 import re
@@ -78,12 +79,7 @@ def test_work_of_dpo_and_hours_of_all_ranks():
     [(2, 6, 2, (2, 2 * 8192, 2)), (8, 16, 64, (8, 2 * 8192, 1)), (1, 5, 2, (1, 2 * 8192, 3))],
 )
 def test_shards_tokens_and_micro_batches_are_those_of_the_run(
-    llama3,
-    monkeypatch,
-    ranks,
-    rows,
-    per,
-    want,  # noqa: F811
+    llama3, monkeypatch, ranks, rows, per, want
 ):
     seen = []
     monkeypatch.setattr(dry_run, "memory", lambda *a: seen.append(a) or (dry_run.Counter(x=1), ""))
