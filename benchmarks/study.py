@@ -65,6 +65,10 @@ def scores_of(folder, arm):
     for name, loss in read_json(folder / f"losses_{arm}.json").items():
         name = name.replace("cloze_text", "knows").replace("heldout_", "loss ")
         found[name.replace("_", " ")] = loss
+    log = folder / f"sampled_{arm}" / "trajectories.jsonl"
+    if log.exists():
+        samples = [row["correct"] for _, row in read_jsonl(log, {"correct": bool})]
+        found["sampled"] = 100 * float(np.mean(samples))
     return found
 
 

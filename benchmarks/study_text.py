@@ -70,7 +70,7 @@ REAL = (
 SCORES = ("knows", "concepts", "read", "tasks", "exam", "process", "if", "general")
 LOSSES = tuple(metric for metric, (_, unit) in METRICS.items() if unit == "nats")
 SHORT = {"knows": "facts, by choices", "concepts": "facts, asked", "read": "facts only read",
-         "process": "exam, every step", "if": "instructions"}  # fmt: skip
+         "process": "exam, every step", "sampled": "exam, sampled", "if": "instructions"}  # fmt: skip
 
 
 # ---- rows of words -------------------------------------------------------------------------------

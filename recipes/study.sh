@@ -79,6 +79,15 @@ sft() { # sft ARM FROM PAIRS: the chosen texts alone
   evaluate "$1" "$here/$1"
 }
 
+sampled() { # sampled WORLD ARM...: how often a sample at temperature 1 is right, on exercises nobody has seen
+  local arm
+  head -n 500 "$1/exam_judge.jsonl" >"$1/unseen.jsonl"
+  for arm in "${@:2}"; do
+    once "sample" "$here/sampled_$arm/sampled" python reward.py sample --init_from "$here/$arm" \
+      --out_dir "$here/sampled_$arm" --prompts "$1/unseen.jsonl" --samples 2 --max_new_tokens 96 --seed "$seed"
+  done
+}
+
 prepared() { # the world of a seed: the same base, another finance part
   here="$out/seed$seed" data="$out/seed$seed/data" reward="$out/seed$seed/reward"
   base=sample/base policy="$here/policy" text="$data/cpt.jsonl" chat="$data/sft.jsonl" heldout=""
@@ -110,6 +119,7 @@ stages() { # what each stage brings, and how text and instructions are joined
   pairs mistaken_both "$reward/mistaken"
   dpo mistaken_dpo "$here/mistaken" "$reward/mistaken_both.jsonl"
   sft mistaken_sft "$here/mistaken" "$reward/mistaken_both.jsonl"
+  sampled "$world" mistaken mistaken_dpo mistaken_sft
 }
 
 alignment() { # which pairs help, how many, and how good their judge has to be
@@ -158,6 +168,7 @@ alignment() { # which pairs help, how many, and how good their judge has to be
   judged "$reward/second" "$here/both" "$data/exam_train.jsonl"
   pairs second "$reward/second"
   dpo second "$here/both" "$reward/second.jsonl"
+  sampled "$data" policy both sft_both first_64 sft_first_64 noisy_0.2 sft_noisy_0.2 noisy_0.4 sft_noisy_0.4
 }
 
 if [ "${1:-}" = --one ]; then # half of a seed, in a process of its own

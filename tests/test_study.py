@@ -134,13 +134,16 @@ def test_the_recipe_makes_every_arm(tmp_path):
     functions = script[script.index("once() {") : script.index('if [ "${1:-}" = --one ]')]
     nothing = 'once() { echo "$2"; }\nhead() { :; }'
     script = f"set -euo pipefail\n{functions}\n{nothing}\nprepared; stages; alignment"
-    (tmp_path / "seed0" / "data").mkdir(parents=True)
+    for world in ("data", "mistaken_data"):
+        (tmp_path / "seed0" / world).mkdir(parents=True)
     values = {"out": str(tmp_path), "seed": "0", "judge_url": "http://nowhere"}
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=os.environ | values,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     scored = re.findall(r"/seed0/losses_(\S+)\.json", done.stdout)
     assert len(scored) == len(set(scored)) and set(scored) == set(ARMS)
+    asked = {arm for row in ROWS if row.metric == "sampled" for arm in (row.a, row.b)}
+    assert asked <= set(re.findall(r"/sampled_(\S+)/sampled", done.stdout)) <= set(ARMS)
 
 
 # ---- the pages -----------------------------------------------------------------------------------
@@ -163,6 +166,9 @@ def out(tmp_path_factory):
                 {"doc": {"id": f"founded-{i:04d}"}, "prompt_hash": "a", "target_hash": "b",
                  "metrics": ["acc"], "acc": float(i >= 10)} for i in range(20)
             ])  # fmt: skip
+            (folder / f"sampled_{arm}").mkdir()
+            write_rows(folder / f"sampled_{arm}" / "trajectories.jsonl",
+                       [{"correct": i < number} for i in range(10)])  # fmt: skip
             names = [m for m in METRICS if m.startswith("loss")]
             found = {m.replace("loss", "heldout").replace(" ", "_"): rng.uniform() for m in names}
             (folder / f"losses_{arm}.json").write_text(json.dumps(found | {"cloze_text": 90.0}))
@@ -195,6 +201,7 @@ def test_a_second_run_gives_the_same_bytes_and_pages_that_say_it_all(out):
     assert {row["seeds"] for row in result["rows"]} == {5}
     assert result["scores"]["both"]["read"]["mean"] == 100  # the second half of the facts
     assert result["scores"]["both"]["knows"]["mean"] == 90
+    assert result["each_seed"]["both"]["sampled"] == {f"seed{i}": 10.0 * i for i in range(5)}
     assert len(result["curves"]["fap"]["step"]) == study.POINTS and not result["curves"]["scp"]
     assert result["pairs"] == {"both": [30, 31, 32, 33, 34]}
     assert all(len(content) < 120_000 for name, content in first.items() if name.endswith("png"))
