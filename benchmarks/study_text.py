@@ -69,8 +69,14 @@ REAL = (
 )
 SCORES = ("knows", "concepts", "read", "tasks", "exam", "process", "if", "general")
 LOSSES = tuple(metric for metric, (_, unit) in METRICS.items() if unit == "nats")
-SHORT = {"knows": "facts, by choices", "concepts": "facts, asked", "read": "facts only read",
-         "process": "exam, every step", "sampled": "exam, sampled", "if": "instructions"}  # fmt: skip
+SHORT = {
+    "knows": "facts, by choices",
+    "concepts": "facts, asked",
+    "read": "facts only read",
+    "process": "exam, every step",
+    "sampled": "exam, sampled",
+    "if": "instructions",
+}
 
 
 # ---- rows of words -------------------------------------------------------------------------------
