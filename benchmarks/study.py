@@ -31,7 +31,7 @@ from study_rows import ARMS, CEILING, MARGIN, METRICS, ROWS
 import parallel
 from config import UserError, parse, read_json
 from jsonl import read_jsonl, write_text
-from metrics import git_commit, read_metrics
+from metrics import read_metrics
 from results import read_samples
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -203,7 +203,6 @@ def main(cfg):
         "curves": {arm: curves(folders, arm) for arm in ("fap", "scp", "both", "no_nll")},
         "pairs": counts(folders),
         "core_seconds_a_seed": seconds(folders),
-        "commit": git_commit(),
     })  # fmt: skip
     own = out.resolve() == (ROOT / "out" / "study").resolve()
     results = ROOT / "benchmarks" / "results" if own else out
