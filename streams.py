@@ -36,11 +36,15 @@ def stream(file, specs, tensors, metadata=()):
     with named(file), ThreadPoolExecutor(1) as pool:
         fd = open_direct(file)
         try:
+            hashed = None
             for block in blocks(chunks(len(raw).to_bytes(8, "little") + raw, specs, tensors)):
-                hashed = pool.submit(digest.update, block)  # on another core while this one writes
+                if hashed:
+                    hashed.result()
+                # On another core, while this one writes the block and fills the next
+                hashed = pool.submit(digest.update, block)
                 size += len(block)
                 write_all(fd, block)
-                hashed.result()
+            hashed.result()
             flush(fd)
         finally:
             os.close(fd)
@@ -67,8 +71,10 @@ def write_all(fd, block):
 
 
 def blocks(chunks):
-    """The bytes of all chunks in aligned memory of BLOCK_BYTES; each is good until the next."""
-    memory, filled = memoryview(mmap.mmap(-1, BLOCK_BYTES)), 0
+    """The bytes of all chunks in aligned memory of BLOCK_BYTES; each is good while the next is
+    filled, and no longer."""
+    memory, other = (memoryview(mmap.mmap(-1, BLOCK_BYTES)) for _ in range(2))
+    filled = 0
     for chunk in chunks:
         chunk = memoryview(chunk)
         while chunk:
@@ -77,7 +83,7 @@ def blocks(chunks):
             chunk, filled = chunk[taken:], filled + taken
             if filled == BLOCK_BYTES:
                 yield memory
-                filled = 0
+                memory, other, filled = other, memory, 0
         del chunk  # and with it the tensor, before the next one is made
     if filled:
         yield memory[:filled]
