@@ -12,7 +12,7 @@ and start. Over the seeds: mean and 95% interval of Student's t. Verdicts, by th
     not decidable at this size    neither; or both checkpoints are at the ceiling
     (where the paper claims nothing)    higher, lower, no difference, or not decidable
 
-With some forty intervals of 95%, two would miss the truth by chance. Writes STUDY.md, study.json,
+With sixty intervals of 95%, three would miss the truth by chance. Writes STUDY.md, study.json,
 pictures and one html page; from another folder than out/study into that folder itself.
 """
 

@@ -38,8 +38,8 @@ READING = [
     "is claimed, or beyond 0 where none is. **Not decidable at this size**: neither, or both "
     f"checkpoints score {CEILING:g} and more, so that none could show an effect.",
     "Where the paper claims nothing, a is **higher**, **lower**, there is **no difference**, or it "
-    "is not decidable. No row is decided by fewer than 5 seeds. With some forty intervals of 95%, "
-    "two would miss the truth by chance.",
+    "is not decidable. No row is decided by fewer than 5 seeds. With sixty intervals of 95%, three "
+    "would miss the truth by chance.",
 ]
 CAPTIONS = {
     "Capabilities by stage": "What a model can do after each stage. Facts, by choices: the true "

@@ -5,8 +5,8 @@
 #   recipes/study.sh [SEEDS] [OUT]        default "0 1 2 3 4" out/study
 #
 # JOBS halves of a seed at a time (default 2: one a core, as a model this small gains nothing from
-# two). About 35 minutes a seed on a quiet core. What is done is not done again, so a stopped study goes on, more
-# seeds add to it, and a second run only writes the result again:
+# two). About 45 minutes of one busy core a seed. What is done is not done again, so a stopped study
+# goes on, more seeds add to it, and a second run only writes the result again:
 #
 #   STUDY.md  benchmarks/results/study.json  benchmarks/results/study/*.png  OUT/study.html
 #
